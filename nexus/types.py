@@ -1,0 +1,154 @@
+"""The dataclasses that travel between the floors; every tensor field states its shape.
+
+Masks are True where a position counts. `labels` hold `IGNORE_INDEX` where nothing is learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+IGNORE_INDEX = -100
+
+Message = dict[str, Any]
+"""One chat turn: `role`, `content`, and for tools `tool_calls` or `name`/`tool_call_id`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row after `data.formats` recognized its schema.
+
+    Attributes:
+        id: stable name of the row, for example `file.jsonl:12`.
+        source: name of the data source that it came from.
+        messages: chat turns including the answer(s) (view `sft`), or the prompt alone (views `prompts`, `preference`).
+        text: raw text instead of messages (every token counts).
+        tools: JSON-schema function definitions offered to the model.
+        chosen: preferred completion turns (view `preference`).
+        rejected: other completion turns (view `preference`).
+        gold: what metrics and rewards compare with (view `prompts`).
+    """
+
+    id: str
+    source: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    gold: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One row as tokens.
+
+    Attributes:
+        id: as in `Example`.
+        source: as in `Example`.
+        input_ids: token ids, length T.
+        loss_mask: True where the token is learned, length T.
+    """
+
+    id: str
+    source: str
+    input_ids: list[int]
+    loss_mask: list[bool]
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens that count; the first token of a row has no predecessor and never does."""
+        return sum(self.loss_mask[1:])
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass consumes.
+
+    Packed, B is 1 and the rows lie one after the other; unpacked, rows are padded on the right.
+
+    Attributes:
+        input_ids: [B, T] int64.
+        position_ids: [B, T] int64, restarting at 0 for every row.
+        attention_mask: [B, T] bool, True for real tokens; None when packed.
+        segments: (start, end) of each row in the flat sequence; empty when not packed.
+        labels: [B, T] int64, `IGNORE_INDEX` where nothing is learned.
+        target_positions: [N] int64, flat indices into B*T of the hidden states that predict a target.
+        targets: [N] int64, the tokens to predict there.
+        loss_scale: this micro-batch's share of the target tokens of its optimizer step (times the number of ranks),
+            so that the sum of `loss * loss_scale` over a step is the mean over the step's tokens.
+        num_tokens: real tokens (no padding).
+        num_target_tokens: N.
+        ids: row names, for error messages.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    segments: tuple[tuple[int, int], ...]
+    labels: Tensor
+    target_positions: Tensor
+    targets: Tensor
+    loss_scale: float
+    num_tokens: int
+    num_target_tokens: int
+    ids: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """Copy with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in moved.items()}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What every loss function returns.
+
+    Attributes:
+        loss: scalar tensor with gradient.
+        metrics: detached scalar tensors by log name; they stay on the device until a logging step.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled answer.
+
+    Attributes:
+        token_ids: generated ids without the prompt, including the stop token if there was one.
+        text: decoded answer, special tokens kept (tool and think tags are special tokens), stop token removed.
+        logprobs: log-probability of each generated token under the sampling distribution.
+        finished: True if a stop token ended it, False if the token limit did.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured value.
+
+    Attributes:
+        value: the mean.
+        n: how many prompts (or tokens) it was measured on.
+        ci95: 95 % confidence interval.
+    """
+
+    value: float
+    n: int
+    ci95: tuple[float, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, as they stand in `report.json`."""
+        return {"value": self.value, "n": self.n, "ci95": list(self.ci95)}
