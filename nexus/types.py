@@ -152,3 +152,42 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, as they stand in `report.json`."""
         return {"value": self.value, "n": self.n, "ci95": list(self.ci95)}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What can be known about a folder of weights without loading it: `config.json` and the safetensors headers.
+
+    Attributes:
+        path: the folder; empty for an architecture that starts from random weights.
+        model_type: as in transformers.
+        num_parameters: elements over all stored tensors; a tied head counts once.
+        parameters_by_dtype: elements by safetensors dtype name, for example `{"F32": 2500000}`.
+        num_bytes: bytes of the tensors as stored.
+        num_layers: decoder layers.
+        hidden_size: width of the residual stream, D.
+        intermediate_size: width of the feed-forward layers.
+        num_heads: query heads.
+        num_kv_heads: key and value heads.
+        head_dim: width of one head.
+        vocab_size: rows of the input embedding, V.
+        max_position_embeddings: longest sequence the model was made for, in tokens.
+        sliding_window: last tokens that local attention sees; None for full attention.
+        tied: True if the output head is the input embedding.
+    """
+
+    path: str
+    model_type: str
+    num_parameters: int
+    parameters_by_dtype: dict[str, int]
+    num_bytes: int
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    sliding_window: int | None
+    tied: bool

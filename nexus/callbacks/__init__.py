@@ -1,0 +1,1 @@
+"""Lightning callbacks, one concern each; all act at optimizer-step boundaries."""

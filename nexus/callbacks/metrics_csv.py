@@ -1,0 +1,108 @@
+"""`metrics.csv`: one row per logging step, and the same numbers to every configured logger."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from nexus.hardware.usage import memory_in_use_bytes
+
+COLUMNS = (
+    "step",
+    "seconds",
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/tokens",
+    "perf/tokens_per_second",
+    "perf/memory_gib",
+)
+
+
+class MetricsCsv(Callback):
+    """Reads the step's metrics from the device once every `every_n_steps` and writes them.
+
+    Args:
+        every_n_steps: optimizer steps between two rows; the first and last step are always written.
+        path: the file; given by the run. On a resume, rows past the resumed step are dropped.
+
+    Raises:
+        ValueError: if `every_n_steps` is not positive.
+    """
+
+    def __init__(self, *, every_n_steps: int, path: str) -> None:
+        if every_n_steps < 1:
+            raise ValueError("every_n_steps must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+        self._started = 0.0
+        self._mark = (0.0, 0)
+        self._earlier_seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the rows of a resumed run and start the clock."""
+        kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
+        self.rows = kept
+        self._earlier_seconds = kept[-1]["seconds"] if kept else 0.0
+        if trainer.is_global_zero:
+            with self.path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(kept)
+        self._started = time.perf_counter()
+        self._mark = (self._started, int(pl_module.tokens_seen))  # type: ignore[arg-type]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a row on logging steps; on all other steps nothing leaves the device."""
+        step = trainer.global_step
+        if step == 1 or step % self.every_n_steps == 0:
+            self.write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last step."""
+        if trainer.global_step and (not self.rows or self.rows[-1]["step"] != trainer.global_step):
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather one row and hand it to the file and the loggers."""
+        now, tokens = time.perf_counter(), int(pl_module.tokens_seen)  # type: ignore[arg-type]
+        last_time, last_tokens = self._mark
+        self._mark = (now, tokens)
+        metrics = {name: float(value) for name, value in pl_module.step_metrics.items()}  # type: ignore[union-attr,operator]
+        row = {
+            "step": trainer.global_step,
+            "seconds": round(self._earlier_seconds + now - self._started, 3),
+            **metrics,
+            "train/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "train/tokens": tokens,
+            "perf/tokens_per_second": round((tokens - last_tokens) / (now - last_time), 1),
+            "perf/memory_gib": round(memory_in_use_bytes() / 2**30, 3),
+        }
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=trainer.global_step)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a `metrics.csv`.
+
+    Args:
+        path: the file; a missing one has no rows.
+
+    Returns:
+        One dictionary of numbers per row, empty cells left out.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]

@@ -1,0 +1,1 @@
+"""Rows in, micro-batches out: sources, formats, chat template, packing and the step loader."""

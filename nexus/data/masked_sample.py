@@ -1,0 +1,36 @@
+"""One row as the model sees it, with what is learned in color; `dry_run` prints it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from nexus.types import TokenizedExample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEARNED, GIVEN = "bold green", "dim"
+
+
+def masked_sample(tokenizer: PreTrainedTokenizerBase, row: TokenizedExample) -> Text:
+    """Decode a row, learned tokens in green and the others dim.
+
+    Args:
+        tokenizer: the one that encoded the row.
+        row: the row.
+
+    Returns:
+        Printable text with a headline; special tokens are shown.
+    """
+    text = Text(f"{row.id}: {len(row.input_ids)} tokens, ")
+    text.append(f"{row.num_target_tokens} learned", style=LEARNED)
+    text.append("\n")
+    # The first token has nothing before it and is never learned, whatever the mask says.
+    counts = [False, *row.loss_mask[1:]]
+    for learned, run in groupby(zip(row.input_ids, counts, strict=True), key=lambda pair: pair[1]):
+        ids = [token for token, _ in run]
+        text.append(tokenizer.decode(ids, clean_up_tokenization_spaces=False), style=LEARNED if learned else GIVEN)
+    return text

@@ -1,0 +1,97 @@
+"""The pretraining corpus of ``nexus_tiny``: broad short skills as chats, and prose of the standard library.
+
+Chat rows teach their answers only; text rows teach every token. No row has the form of an evaluation: no tool
+signatures, no tool calls, no multi-step word problems. ``split="eval"`` gives rows whose values (names, codes, numbers
+in sums, passages of prose) never occur in ``split="train"``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+from nexus.data.synthetic import pretrain_copy as copying
+from nexus.data.synthetic import pretrain_json as forms
+from nexus.data.synthetic import pretrain_world as world
+from nexus.data.synthetic import stdlib_text, words
+
+TEXT_SHARE = 0.04
+# Copying has to appear first, everything else uses it: the stream starts with nothing but short dense copying and
+# reaches the full mixture at this row. Keep the order of rows when training (no shuffling), or the start is lost.
+WARM_ROWS = 8_000
+SYSTEM_SHARE = 0.15
+SYSTEM_TURNS = (
+    "You are a helpful assistant.",
+    "Answer briefly.",
+    "You are a careful assistant.",
+    "Answer with the shortest text that is right.",
+    "You are Nexus, a small helpful model.",
+)
+TASKS: tuple[tuple[Callable[[random.Random, str], copying.Turns], float], ...] = (
+    (copying.echo, 4), (copying.repeat, 7), (copying.positions, 8), (copying.lookup, 12), (copying.quoted, 6), (copying.template, 3),
+    (forms.write_json, 9), (forms.form, 10), (forms.read_json, 5), (forms.edit_json, 4), (forms.table_json, 5),
+    (forms.choose, 9), (forms.counter, 9), (forms.extract, 6),
+    (world.arithmetic, 5), (world.two_steps, 2), (world.numbers, 3), (world.sort_words, 2), (world.talk, 2),
+    (world.facts, 2), (world.scene, 4), (world.tones, 2), (world.motion, 2),
+)  # fmt: skip
+
+
+WARM_TASKS = (copying.echo, copying.echo, copying.echo, copying.repeat, copying.repeat, copying.lookup, copying.positions)
+
+
+@lru_cache(maxsize=1)
+def _table() -> tuple[tuple[Callable[[random.Random, str], copying.Turns], ...], tuple[float, ...]]:
+    return tuple(task for task, _ in TASKS), tuple(accumulate(weight for _, weight in TASKS))
+
+
+def row(index: int, *, split: str, seed: int) -> dict[str, Any]:
+    """One row of the corpus.
+
+    Args:
+        index: place of the row in the stream, from 0.
+        split: "train" or "eval".
+        seed: seed of the stream.
+
+    Returns:
+        `{"id", "text"}` or `{"id", "messages"}`.
+    """
+    rng = random.Random(f"pretrain/{split}/{seed}/{index}")
+    name = f"pretrain-{split}-{seed}-{index}"
+    warm = split == "train" and rng.random() * WARM_ROWS > index
+    if not warm and rng.random() < TEXT_SHARE:
+        return {"id": name, "text": rng.choice(stdlib_text.chunks(split))}
+    tasks, weights = _table()
+    task = rng.choice(WARM_TASKS) if warm else rng.choices(tasks, cum_weights=weights)[0]
+    messages: list[dict[str, str]] = []
+    if not warm and rng.random() < SYSTEM_SHARE:
+        messages.append({"role": "system", "content": rng.choice(SYSTEM_TURNS)})
+    for question, answer in task(rng, split):
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    return {"id": name, "messages": messages}
+
+
+def rows(*, view: str, split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Stream the corpus.
+
+    Args:
+        view: only "sft" exists.
+        split: "train" or "eval".
+        count: number of rows; row i does not depend on it.
+        seed: seed of the stream.
+
+    Yields:
+        Rows as of :func:`row`.
+
+    Raises:
+        ValueError: another view or split was asked for.
+    """
+    if view != "sft":
+        raise ValueError(f"the pretraining corpus has the view 'sft' only, not {view!r}")
+    if split not in words.SPLITS:
+        raise ValueError(f"split must be one of {words.SPLITS}, not {split!r}")
+    for index in range(count):
+        yield row(index, split=split, seed=seed)

@@ -1,0 +1,58 @@
+"""Loss and perplexity on held-out rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from nexus.errors import NexusError
+from nexus.functional.logprobs import token_logprobs
+from nexus.models.head import LogitForm, output_head, target_hidden_states
+from nexus.types import MicroBatch, Score
+
+_CHUNK = 1024  # target positions whose logits exist at one time; bounds memory, changes no value
+
+
+@torch.inference_mode()
+def held_out_loss(model: Any, batches: Sequence[MicroBatch]) -> dict[str, Score]:
+    """Mean negative log-likelihood per target token, and its exponential.
+
+    The interval is that of a ratio estimate over micro-batches (delta method): rows, not tokens, are independent.
+
+    Args:
+        model: in evaluation mode.
+        batches: held-out rows, best one row a micro-batch.
+
+    Returns:
+        `loss` (nats per token) and `perplexity`; `n` counts target tokens.
+
+    Raises:
+        NexusError: `E-NUM-02` if the loss is not finite.
+    """
+    head, form = output_head(model), LogitForm.of(model)
+    device = next(model.parameters()).device
+    sums, counts = [], []
+    for batch in batches:
+        moved = batch.to(device)
+        hidden = target_hidden_states(model, moved) * form.hidden_scale
+        total_logprob = 0.0
+        for states, targets in zip(hidden.split(_CHUNK), moved.targets.split(_CHUNK), strict=True):
+            logits = form.apply(linear(states.to(head.weight.dtype), head.weight, head.bias).float())
+            total_logprob += float(token_logprobs(logits=logits, tokens=targets).double().sum())
+        sums.append(-total_logprob)
+        counts.append(batch.num_target_tokens)
+    total = sum(counts)
+    mean = sum(sums) / total
+    if not math.isfinite(mean):
+        raise NexusError("E-NUM-02", "the held-out loss is not a number", remedy="lower method.lr")
+    residual = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    error = 1.96 * math.sqrt(residual * len(sums) / max(1, len(sums) - 1)) / total
+    low, high = mean - error, mean + error
+    return {
+        "loss": Score(mean, total, (low, high)),
+        "perplexity": Score(math.exp(mean), total, (math.exp(low), math.exp(high))),
+    }

@@ -1,0 +1,135 @@
+"""Scores of one answer, by capability. Every value lies between 0 and 1; a metric that does not apply is absent."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nexus.text.answers import Equation, equations, final_answer, marked_answer, normalize_number, same_number
+from nexus.text.call_match import call_problems, count_matches
+from nexus.text.think import split_think
+from nexus.text.tool_calls import ParsedAnswer, parse_answer
+
+TOOLS_METRICS = ("exact_match", "name", "arguments", "schema", "irrelevance")
+COT_METRICS = ("exact_match", "steps", "format")
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def tools_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:
+    """Score an answer that may call tools, in the manner of BFCL's AST check.
+
+    An answer counts only if it is finished and holds nothing malformed. Text around calls is tolerated (models of the
+    Qwen and Llama families often say a sentence first); a call too many is not.
+
+    - `exact_match`: exactly the right calls, in any order; on a row that no tool fits, the same as `irrelevance`.
+    - `name`: the called names are the right ones, each as often as needed.
+    - `arguments`: share of the right calls that were made with equal name and arguments.
+    - `schema`: there are calls, and each fits the schema of an offered tool.
+    - `irrelevance`: only on rows that no tool fits: a finished sentence that calls nothing and is no copy of the
+      request.
+
+    Args:
+        prompt_row: `gold` = {"calls": [{"name", "arguments"}, ..]}, `tools`, `prompt`.
+        answer_text: what the model wrote, tags kept, stop token removed.
+        finished: False if the token limit ended the answer.
+
+    Returns:
+        Metric values; `irrelevance` is absent where a tool fits, `name`, `arguments` and `schema` where none does.
+
+    Raises:
+        NexusError: `E-DAT-30` if an offered schema has an unknown type.
+    """
+    gold: Sequence[Mapping[str, Any]] = prompt_row["gold"]["calls"]
+    tools: Sequence[Mapping[str, Any]] = prompt_row["tools"]
+    parsed = parse_answer(answer_text)
+    sound = finished and not parsed.malformed
+    if not gold:
+        declined = float(sound and _declines(prompt_row, parsed))
+        return {"exact_match": declined, "irrelevance": declined}
+    if not sound or not parsed.calls:
+        return dict.fromkeys(("exact_match", "name", "arguments", "schema"), 0.0)
+    matched = count_matches(parsed.calls, gold, tools)
+    right_names = Counter(call.name for call in parsed.calls) == Counter(call["name"] for call in gold)
+    return {
+        "exact_match": float(matched == len(gold) == len(parsed.calls)),
+        "name": float(right_names),
+        "arguments": matched / len(gold),
+        "schema": float(all(not call_problems(call, tools) for call in parsed.calls)),
+    }
+
+
+def _declines(prompt_row: Mapping[str, Any], parsed: ParsedAnswer) -> bool:
+    """Whether a sound answer says something instead of calling, and something of its own."""
+    said = [word.lower() for word in _WORD.findall(parsed.text)]
+    if parsed.calls or len(said) < 2:
+        return False
+    names = [tool.get("function", tool)["name"] for tool in prompt_row["tools"]]
+    attempts = "|".join(re.escape(name) for name in names)
+    # A call in some other notation is a call: find_hotel(city="Oslo"), {"name": "find_hotel" ...
+    if '"name"' in parsed.text or (attempts and re.search(rf"(?<!\w)(?:{attempts})\s*[({{]", parsed.text)):
+        return False
+    text = f" {' '.join(said)} "
+    for turn in prompt_row["prompt"]:
+        if turn["role"] == "user":
+            asked = f" {' '.join(word.lower() for word in _WORD.findall(str(turn['content'])))} "
+            if text in asked or asked in text:
+                return False
+    return True
+
+
+def cot_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:
+    """Score an answer that calculates in steps.
+
+    - `exact_match`: the final answer (see `nexus.text.answers.final_answer`) is the right number.
+    - `steps`: share of the right equations that were written, in their order; a wrong equation between them, or one
+      too many, takes its share away, because it is divided by the longer of both lists. Equations inside the thinking
+      count, too.
+    - `format`: the answer is marked as such and is a number, and nothing is malformed.
+
+    `steps` is absent where the gold has none.
+
+    Args:
+        prompt_row: `gold` = {"answer": "19", "steps": ["12 + 7 = 19", ..]}.
+        answer_text: what the model wrote, tags kept, stop token removed.
+        finished: False if the token limit ended the answer.
+
+    Returns:
+        Metric values.
+    """
+    gold = prompt_row["gold"]
+    said = final_answer(answer_text) if finished else None
+    marked = marked_answer(answer_text) if finished else None
+    values = {
+        "exact_match": float(said is not None and same_number(said, str(gold["answer"]))),
+        "format": float(marked is not None and normalize_number(marked) is not None),
+    }
+    right = equations("\n".join(gold.get("steps", ())))
+    if right:
+        values["steps"] = _steps_in_order(_all_equations(answer_text), right)
+    return values
+
+
+def _all_equations(answer_text: str) -> list[Equation]:
+    thought = split_think(answer_text)
+    return equations(f"{thought.thinking or ''}\n{thought.answer}")
+
+
+def _steps_in_order(written: Sequence[Equation], right: Sequence[Equation]) -> float:
+    """Longest common subsequence of true equations, over the longer list."""
+    previous = [0] * (len(right) + 1)
+    for equation in written:
+        current = [0]
+        for index, gold in enumerate(right):
+            hit = _same_step(equation, gold) and equation.holds
+            current.append(previous[index] + 1 if hit else max(previous[index + 1], current[index]))
+        previous = current
+    return previous[-1] / max(len(right), len(written))
+
+
+def _same_step(written: Equation, gold: Equation) -> bool:
+    """Whether two equations are the same; the operands of + and * may change places."""
+    swapped = Equation(written.right, written.operator, written.left, written.result)
+    return written == gold or (written.operator in ("+", "*") and swapped == gold)

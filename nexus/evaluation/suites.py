@@ -1,0 +1,69 @@
+"""Suites that capabilities name: which metrics an answer gets, and how rows become scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nexus.evaluation.metrics import COT_METRICS, TOOLS_METRICS, cot_metrics, tools_metrics
+from nexus.evaluation.statistics import bootstrap_interval, wilson_interval
+from nexus.types import Score
+
+
+class RowScorer(Protocol):
+    """Scores one answer."""
+
+    def __call__(self, prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:
+        """Metric values of one answer; see `nexus.evaluation.metrics`."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The metrics of a capability.
+
+    Attributes:
+        name: as in `capability.metrics`.
+        metrics: names of all metrics that `score` may return; the first one is the primary one.
+        score: scores one answer.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    score: RowScorer
+
+
+SUITES: dict[str, Suite] = {
+    "tools": Suite("tools", TOOLS_METRICS, tools_metrics),
+    "cot": Suite("cot", COT_METRICS, cot_metrics),
+}
+
+
+def aggregate(rows: Sequence[Mapping[str, float]]) -> dict[str, Score]:
+    """Means over rows, each metric over the rows that have it.
+
+    Args:
+        rows: metric values of every answer.
+
+    Returns:
+        One score for each metric that occurs, in order of first occurrence: with Wilson's interval if all its values
+        are 0 or 1, else with a bootstrap interval.
+
+    Raises:
+        ValueError: there are no rows; a score of nothing is no score.
+    """
+    if not rows:
+        raise ValueError("no answers were scored")
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for metric, value in row.items():
+            values.setdefault(metric, []).append(float(value))
+    return {metric: _score(found) for metric, found in values.items()}
+
+
+def _score(values: Sequence[float]) -> Score:
+    n = len(values)
+    mean = sum(values) / n
+    if all(value in (0.0, 1.0) for value in values):
+        return Score(mean, n, wilson_interval(int(sum(values)), n))
+    return Score(mean, n, bootstrap_interval(values))

@@ -1,0 +1,1 @@
+"""What the machine has, and whether a run fits it."""

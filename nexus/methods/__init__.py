@@ -1,0 +1,1 @@
+"""LightningModules, one per algorithm, on one thin base."""

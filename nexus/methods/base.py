@@ -1,0 +1,226 @@
+"""The thin base of every method: builds late, saves only what was trained, owns the optimizer step.
+
+One loader batch is one optimizer step: a list of micro-batches. So `on_train_batch_end` is the step boundary for every
+method and callback, and eight micro-batches of one row train exactly like one micro-batch of eight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from nexus.errors import NexusError
+from nexus.functional.packing import split_micro_batch
+from nexus.models.adapters import apply_adapter
+from nexus.models.loader import load_model
+from nexus.types import LossOutput, MicroBatch
+
+
+def schedule_factor(step: int, *, schedule: str, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
+    """Share of the peak learning rate that optimizer step `step` (from 0) uses.
+
+    Args:
+        step: index of the optimizer step.
+        schedule: `cosine`, `linear` or `constant`, after a linear warm-up.
+        warmup_steps: steps of warm-up; the first step already learns.
+        total_steps: steps of the whole phase.
+        min_ratio: share that is left at the end of `cosine` and `linear`.
+
+    Returns:
+        A number in (0, 1].
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - (1.0 - min_ratio) * progress
+    if schedule == "cosine":
+        return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    raise ValueError(f"unknown schedule {schedule!r}")
+
+
+class Method(LightningModule):
+    """Common ground of all methods; a method adds `loss(micro_batch)` and nothing else.
+
+    Args:
+        base_model: settings of `conf/base_model` that `models.loader.load_model` takes.
+        adapter: settings of `conf/adapter`.
+        optimizer: factory that takes the trainable parameters.
+        schedule: shape of the learning rate after warm-up.
+        warmup_ratio: share of the steps that warm up.
+        min_lr_ratio: share of the peak rate left at the end.
+        gradient_clip: largest gradient norm; None leaves gradients alone.
+        total_steps: optimizer steps of this phase.
+        seed: seeds random weights of a new model and of a new adapter.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_model: dict[str, Any],
+        adapter: dict[str, Any],
+        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
+        schedule: str,
+        warmup_ratio: float,
+        min_lr_ratio: float,
+        gradient_clip: float | None,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the trained weights alone; on_load_checkpoint compares the keys
+        self.base_model = base_model
+        self.adapter = adapter
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.warmup_steps = round(warmup_ratio * total_steps)
+        self.min_lr_ratio = min_lr_ratio
+        self.gradient_clip = gradient_clip
+        self.total_steps = total_steps
+        self.seed = seed
+        self.model: nn.Module | None = None
+        self.tokens_seen = 0  # real tokens consumed so far, part of the checkpoint
+        self.step_metrics: dict[str, Tensor] = {}  # of the last step, on the device until somebody logs them
+
+    def loss(self, batch: MicroBatch) -> LossOutput:
+        """The algorithm: mean loss over the micro-batch's target tokens."""
+        raise TypeError(f"{type(self).__name__} must define loss()")
+
+    @property
+    def policy(self) -> Any:
+        """The model that is trained.
+
+        Raises:
+            RuntimeError: before `configure_model`.
+        """
+        if self.model is None:
+            raise RuntimeError("configure_model() has not run")
+        return self.model
+
+    def configure_model(self) -> None:
+        """Load the base and put the adapter on; called once, before the first score."""
+        if self.model is not None:
+            return
+        model = load_model(**self.base_model, seed=self.seed)
+        self.model = apply_adapter(model, self.adapter, seed=self.seed)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over what is trained, with a learning rate per optimizer step."""
+        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        scheduler = LambdaLR(
+            optimizer,
+            lambda step: schedule_factor(
+                step,
+                schedule=self.schedule,
+                warmup_steps=self.warmup_steps,
+                total_steps=self.total_steps,
+                min_ratio=self.min_lr_ratio,
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move every micro-batch; Lightning does not know the dataclass."""
+        return [micro_batch.to(device) for micro_batch in batch]
+
+    def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
+        """One optimizer step over all micro-batches."""
+        optimizer = self.optimizers()
+        metrics = self.accumulate(batch)
+        metrics["train/grad_norm"] = nn.utils.clip_grad_norm_(
+            [p for p in self.parameters() if p.requires_grad],
+            math.inf if self.gradient_clip is None else self.gradient_clip,
+        )
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        self.tokens_seen += sum(micro_batch.num_tokens for micro_batch in batch)
+        self.step_metrics = metrics
+
+    def accumulate(self, batch: list[MicroBatch]) -> dict[str, Tensor]:
+        """Sum the gradients of all micro-batches; on lack of memory, halve them all and begin the step again.
+
+        Halving keeps the step's meaning, since every share of the loss is counted in target tokens.
+
+        Args:
+            batch: the micro-batches of one optimizer step.
+
+        Returns:
+            Detached metrics of the step, weighted as the loss is.
+
+        Raises:
+            NexusError: `E-MEM-02` if a single row does not fit.
+        """
+        while True:
+            try:
+                return self._accumulate(batch)
+            except torch.OutOfMemoryError as error:
+                self.zero_grad(set_to_none=True)
+                rows = max(len(micro_batch.ids) for micro_batch in batch)
+                if rows == 1:
+                    longest = max(batch, key=lambda micro_batch: micro_batch.num_tokens)
+                    raise NexusError(
+                        "E-MEM-02",
+                        f"a single row of {longest.num_tokens} tokens does not fit the memory",
+                        where=longest.ids[0],
+                        remedy="lower data.max_seq_len, choose adapter=lora, or a smaller base_model",
+                        status=75,
+                    ) from error
+                batch = [half for micro_batch in batch for half in split_micro_batch(micro_batch)]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _accumulate(self, batch: list[MicroBatch]) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        for micro_batch in batch:
+            output = self.loss(micro_batch)
+            self.manual_backward(output.loss * micro_batch.loss_scale)
+            for name, value in {"train/loss": output.loss.detach(), **output.metrics}.items():
+                metrics[name] = metrics[name] + value * micro_batch.loss_scale if name in metrics else (
+                    value * micro_batch.loss_scale
+                )
+        return metrics
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Only what was trained; frozen weights are loaded again from their source."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        full = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in full.items() if name in trained}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the token counter."""
+        checkpoint["nexus"] = {"schema": 1, "tokens_seen": self.tokens_seen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what is trained here.
+
+        Args:
+            checkpoint: as `on_save_checkpoint` left it.
+
+        Raises:
+            NexusError: `E-RES-03` if names or shapes differ.
+        """
+        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        if saved != wanted:
+            wrong = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+            raise NexusError(
+                "E-RES-03",
+                f"the checkpoint's trained weights differ from this run's in {len(wrong)} tensors",
+                where=wrong[0],
+                remedy="resume with the run's own config (resume=RUN alone)",
+            )
+        self.tokens_seen = checkpoint["nexus"]["tokens_seen"]

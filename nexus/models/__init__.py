@@ -1,0 +1,1 @@
+"""Loading models and adapters, and running them without wasted work."""

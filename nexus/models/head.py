@@ -1,0 +1,213 @@
+"""From a batch to hidden states, and from hidden states to logits, without computing logits that nobody reads.
+
+`hidden @ weight.T + bias`, then the model's `LogitForm`, equals the model's own logits. The table below knows which
+config key means what for which model type (`logits_scaling` multiplies in one family and divides in another); the
+probe at load is the safety: whatever does not come out equal is refused.
+
+Signatures:
+    target_hidden_states(model, batch) -> Tensor [N, D]
+    hidden_states(model, batch) -> Tensor [B, T, D]
+    output_head(model) -> OutputHead(weight, bias)
+    LogitForm.of(model) -> LogitForm(scale, softcap, hidden_scale)
+    probe_head(model) -> None, raises E-MOD-12
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nexus.errors import NexusError
+from nexus.models.attention import make_plan, packed
+from nexus.types import MicroBatch
+
+_SOFTCAP = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"), "final_logit_softcapping"),
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "vaultgemma", "nanochat"), "final_logit_softcapping"),
+    "recurrent_gemma": "logits_soft_cap",
+}
+_MULTIPLY = {
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), "logit_scale"),
+    "hyperclovax": "logits_scaling",
+    "falcon_h1": "lm_head_multiplier",
+}
+_DIVIDE = dict.fromkeys(("granite", "granitemoe", "granitemoehybrid", "granitemoeshared"), "logits_scaling")
+_DIVIDE_HIDDEN = {"minicpm3": "logits_scaling"}
+
+
+def text_model(model: Any) -> Any:
+    """The transformers model inside an optional PEFT wrapper.
+
+    Args:
+        model: a `PreTrainedModel` or a `PeftModel`.
+
+    Returns:
+        The `PreTrainedModel`, adapter layers still inside.
+    """
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+@dataclass(frozen=True)
+class LogitForm:
+    """What a model does besides its linear head.
+
+    Attributes:
+        scale: factor on the logits.
+        softcap: bound c of `c * tanh(z / c)`, applied after the factor; None for no bound.
+        hidden_scale: factor on the hidden states.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    hidden_scale: float = 1.0
+
+    @classmethod
+    def of(cls, model: Any) -> LogitForm:
+        """Read the form from a model's config.
+
+        Args:
+            model: a `PreTrainedModel` or a `PeftModel`.
+
+        Returns:
+            The form; the identity for types that the table does not know.
+        """
+        config = text_model(model).config.get_text_config()
+        kind = config.model_type
+
+        def read(table: dict[str, str], neutral: float | None) -> Any:
+            return getattr(config, table[kind]) if kind in table else neutral
+
+        scale = float(read(_MULTIPLY, 1.0)) / float(read(_DIVIDE, 1.0))
+        cap = read(_SOFTCAP, None)
+        return cls(
+            scale=scale,
+            softcap=None if cap is None else float(cap),
+            hidden_scale=1.0 / float(read(_DIVIDE_HIDDEN, 1.0)),
+        )
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Scale and cap plain logits of scaled hidden states.
+
+        Args:
+            logits: [..., V].
+
+        Returns:
+            [..., V], the model's logits.
+        """
+        logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The linear head.
+
+    Attributes:
+        weight: [V, D].
+        bias: [V] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def output_head(model: Any) -> OutputHead:
+    """The head's current parameters (not a copy).
+
+    Args:
+        model: a `PreTrainedModel` or a `PeftModel`.
+
+    Returns:
+        Weight and bias.
+
+    Raises:
+        NexusError: `E-MOD-12` if the head is more than a linear layer, for example wrapped by an adapter.
+    """
+    head = text_model(model).get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise NexusError(
+            "E-MOD-12",
+            f"the output head is {type(head).__name__}, not a plain linear layer",
+            where="adapter.target_modules" if hasattr(model, "peft_config") else type(model).__name__,
+            remedy="leave the output head out of the adapter's target_modules"
+            if hasattr(model, "peft_config")
+            else "choose a decoder with a linear head",
+        )
+    return OutputHead(weight=head.weight, bias=head.bias)
+
+
+def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
+    """Run the body (adapter included) and stop before the head.
+
+    Args:
+        model: a `PreTrainedModel` with segment attention, or a `PeftModel` around one.
+        batch: packed (segments, no mask) or padded.
+
+    Returns:
+        [B, T, D], after the final norm.
+
+    Raises:
+        ValueError: if the segments do not cover the packed sequence.
+    """
+    body = text_model(model).base_model
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    packs = bool(batch.segments)
+    if packs and batch.segments[-1][1] != batch.input_ids.shape[1]:
+        raise ValueError(f"segments end at {batch.segments[-1][1]}, the sequence at {batch.input_ids.shape[1]}")
+    with packed() if packs else nullcontext():
+        inputs |= {"plan": make_plan(batch.segments)} if packs else {"attention_mask": batch.attention_mask}
+        output = body(**inputs)
+    return cast(Tensor, output.last_hidden_state)
+
+
+def target_hidden_states(model: Any, batch: MicroBatch) -> Tensor:
+    """Hidden states of the positions that predict a target.
+
+    Args:
+        model: as in `hidden_states`.
+        batch: as in `hidden_states`.
+
+    Returns:
+        [N, D], in the order of `batch.targets`.
+    """
+    return hidden_states(model, batch).flatten(0, 1).index_select(0, batch.target_positions)
+
+
+def probe_head(model: Any) -> None:
+    """Check on 6 tokens that hidden states, head and form give the model's own logits.
+
+    Catches types that the table does not know, heads with extra layers and vocabulary cuts. Leaves the model as it is.
+
+    Args:
+        model: a `PreTrainedModel`.
+
+    Raises:
+        NexusError: `E-MOD-12` if they differ.
+    """
+    base = text_model(model)
+    head, form = output_head(model), LogitForm.of(model)
+    device = head.weight.device
+    vocab = base.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocab, (1, 6), generator=torch.Generator().manual_seed(0)).to(device)
+    was_training = base.training
+    base.eval()
+    try:
+        with torch.no_grad():
+            expected = base(input_ids=ids, use_cache=False).logits.float()
+            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state * form.hidden_scale
+            actual = form.apply(nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float())
+    finally:
+        base.train(was_training)
+    # float32 agrees to 1e-6; bfloat16 rounds each logit to 8 bits
+    limit = (1e-3 if head.weight.dtype == torch.float32 else 4e-2) * expected.abs().max().clamp(min=1e-3)
+    if expected.shape != actual.shape or not ((expected - actual).abs().max() <= limit):
+        raise NexusError(
+            "E-MOD-12",
+            f"{type(base).__name__} does more than a linear layer between its hidden states and its logits",
+            where=f"model_type {base.config.model_type}",
+            remedy="choose another base_model; this type needs an entry in nexus/models/head.py",
+        )

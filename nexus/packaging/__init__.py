@@ -1,0 +1,1 @@
+"""Writes and verifies packages: safetensors and JSON in one folder, never pickle."""

@@ -1,0 +1,80 @@
+"""The model card of a package: what it is, how it was made, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(
+    *,
+    name: str,
+    base_name: str,
+    capabilities: list[str],
+    method: str,
+    adapter: str,
+    scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]],
+    train: Mapping[str, Any],
+    sources: Mapping[str, str],
+) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads.
+
+    Args:
+        name: title of the card.
+        base_name: name of the base model.
+        capabilities: what was trained; empty for own data.
+        method: name of the method.
+        adapter: name of the adapter, `none` for full fine-tuning.
+        scores: `before` and `after`, then group, then metric, then `value`, `n` and `ci95`.
+        train: the report's `train` section.
+        sources: licence by data source.
+
+    Returns:
+        The card's text.
+    """
+    rows = []
+    for group, metrics in scores["after"].items():
+        for metric, after in metrics.items():
+            before = scores["before"].get(group, {}).get(metric)
+            rows.append(f"| {group} | {metric} | {_cell(before)} | {_cell(after)} | {after['n']} |")
+    licences = "\n".join(f"- {source}: {licence}" for source, licence in sorted(sources.items()))
+    table = "\n".join(rows)
+    return f"""---
+library_name: transformers
+base_model: {base_name}
+pipeline_tag: text-generation
+tags: [nexus, {method}{"".join(f", {capability}" for capability in capabilities)}]
+---
+
+# {name}
+
+`{base_name}`, trained with method `{method}` and adapter `{adapter}` for {train["global_step"]} optimizer steps on
+{train["tokens"]:,} tokens (seed {train["seed"]}).
+
+| group | metric | before | after | n |
+|---|---|---|---|---|
+{table}
+
+Values stand with their 95 % confidence intervals; they were measured on held-out data by the run that made this package.
+
+## Data
+
+{licences}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+"""
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    """`0.912 [0.880, 0.937]`, or a dash if it was not measured."""
+    if score is None:
+        return "-"
+    low, high = score["ci95"]
+    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,109 @@
+"""One folder that transformers opens: merged weights, tokenizer, card, manifest, and the PEFT adapter if there is one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nexus.errors import NexusError
+from nexus.models.adapters import merge_adapter
+from nexus.models.loader import load_model
+from nexus.storage.atomic import atomic_folder
+from nexus.storage.manifest import write_manifest
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class PackageInfo:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        sha256: hash over the sorted (name, sha256) of every file except card and manifest.
+        max_logit_difference: largest difference between the logits of the trained model and those of the reopened
+            package, on the probe tokens.
+        num_bytes: size of all files.
+    """
+
+    path: Path
+    sha256: str
+    max_logit_difference: float
+    num_bytes: int
+
+
+def write_package(
+    *,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    base_name: str,
+    card: str,
+    probe: list[int],
+    tolerance: float,
+) -> PackageInfo:
+    """Write the package beside its final name, reopen it, compare, and rename it into place.
+
+    The adapter is merged into `model` itself, which needs no second copy of the weights; do not train it afterwards.
+
+    Args:
+        model: the trained model, with or without an adapter.
+        tokenizer: saved along with its chat template.
+        folder: final place; must not exist.
+        base_name: name of the base model for the adapter's config: no path, no host.
+        card: text of the model card.
+        probe: token ids on which the logits are compared.
+        tolerance: largest difference allowed, relative to the largest logit.
+
+    Returns:
+        What was written.
+
+    Raises:
+        NexusError: `E-PKG-03` if the reopened package answers differently.
+    """
+    model.eval()
+    dtype = next(model.parameters()).dtype
+    before = _logits(model, probe)
+    with atomic_folder(folder, replace=False) as partial:
+        if hasattr(model, "peft_config"):
+            model.peft_config["default"].base_model_name_or_path = base_name
+            model.save_pretrained(partial / "adapter", save_embedding_layers=False)
+            model = merge_adapter(model)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _drop_paths(partial / "tokenizer_config.json")
+        (partial / CARD).write_text(card)
+        reopened = load_model(
+            path=str(partial), architecture=None, revision=None, trust_remote_code=False, seed=0, dtype=dtype
+        )
+        difference = float((_logits(reopened, probe) - before).abs().max())
+        if not difference <= tolerance * float(before.abs().max()):
+            raise NexusError(
+                "E-PKG-03",
+                f"the reopened package's logits differ by {difference:.3g} from the trained model's",
+                where=str(folder),
+                remedy="the checkpoints are intact; report this with the run's config.yaml",
+            )
+        sha256 = write_manifest(partial, exclude=(CARD,), extra={"base_model": base_name})
+        num_bytes = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    return PackageInfo(path=folder, sha256=sha256, max_logit_difference=difference, num_bytes=num_bytes)
+
+
+@torch.inference_mode()
+def _logits(model: Any, probe: list[int]) -> torch.Tensor:
+    """[T, V] float32 logits of one row on the CPU."""
+    input_ids = torch.tensor([probe], device=next(model.parameters()).device)
+    logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[0]
+    return logits.float().cpu()
+
+
+def _drop_paths(file: Path) -> None:
+    """Remove what ties a tokenizer's settings to the machine that wrote them."""
+    settings = json.loads(file.read_text())
+    for key in ("name_or_path", "_name_or_path", "local_files_only"):
+        settings.pop(key, None)
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

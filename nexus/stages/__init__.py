@@ -1,0 +1,1 @@
+"""What the doors call: a run, an evaluation, a conversation, and their reports."""

@@ -1,0 +1,159 @@
+"""Turns a checked, resolved config into the objects of a run: tokenizer, data module, method, trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from nexus.callbacks.checkpoint import AtomicCheckpointIO
+from nexus.config.build import instantiate_dict, instantiate_node
+from nexus.data.module import NexusDataModule
+from nexus.data.template import encode_prompts
+from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
+from nexus.methods.base import Method
+from nexus.models.facts import read_facts, resolve_model
+from nexus.models.loader import load_model
+from nexus.models.tokenizer import load_tokenizer
+
+
+def device_of(config: dict[str, Any]) -> tuple[Device, str]:
+    """The device that the config's hardware means on this machine, and the number format there."""
+    hardware = config["hardware"]
+    device = choose_device(probe_devices(probe_host()), accelerator=hardware["accelerator"])
+    return device, choose_precision(device, precision=hardware["precision"])
+
+
+def make_tokenizer(config: dict[str, Any]) -> Any:
+    """Tokenizer of the base model, with the chat template that the config names, if any."""
+    base_model = config["base_model"]
+    return load_tokenizer(
+        path=base_model["tokenizer"] or base_model["path"],
+        revision=base_model["revision"],
+        chat_template=base_model["chat_template"],
+        trust_remote_code=base_model["trust_remote_code"],
+        vocab_rows=vocab_rows(base_model),
+        needs_chat_template=bool(config["capabilities"]),
+    )
+
+
+def vocab_rows(base_model: dict[str, Any]) -> int:
+    """Rows of the input embedding, from the architecture or the folder's config; reads no weights."""
+    if base_model["architecture"]:
+        return int(base_model["architecture"]["vocab_size"])
+    return read_facts(resolve_model(base_model["path"], base_model["revision"])).vocab_size
+
+
+def make_data(config: dict[str, Any], tokenizer: Any) -> NexusDataModule:
+    """Data module over the capabilities' sources or the user's own files."""
+    data, method, hardware, scale = config["data"], config["method"], config["hardware"], config["scale"]
+    return NexusDataModule(
+        sources={name: capability["sources"] for name, capability in config["capabilities"].items()},
+        train=data["train"],
+        validation=data["validation"],
+        validation_fraction=data["validation_fraction"],
+        view=method["view"],
+        count_tokens=method["count_tokens"],
+        max_seq_len=data["max_seq_len"],
+        long_rows=data["long_rows"],
+        packing=data["packing"],
+        global_batch_size=data["global_batch_size"],
+        micro_batch_size=hardware["micro_batch_size"],
+        micro_batch_tokens=hardware["micro_batch_tokens"],
+        shuffle=data["shuffle"],
+        seed=config["seed"],
+        epochs=method["epochs"],
+        max_steps=method["max_steps"] or scale["max_steps"],
+        rows_per_source=scale["rows_per_source"],
+        eval_prompts=scale["eval_prompts"],
+        max_bad_rows=data["max_bad_rows"],
+        tokenizer=tokenizer,
+    )
+
+
+def model_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `models.loader.load_model`, without the seed.
+
+    Full fine-tuning keeps float32 weights (bf16 is then the arithmetic's, not the optimizer's); under an adapter the frozen
+    weights take the arithmetic's precision and the adapter stays float32.
+    """
+    base_model = config["base_model"]
+    _, precision = device_of(config)
+    frozen = config["adapter"]["name"] != "none"
+    return {
+        "path": base_model["path"],
+        "architecture": base_model["architecture"],
+        "revision": base_model["revision"],
+        "trust_remote_code": base_model["trust_remote_code"],
+        "dtype": "bfloat16" if frozen and precision == "bf16" else "float32",
+    }
+
+
+def load_for_inference(config: dict[str, Any]) -> Any:
+    """The base model or package on its device, in eval mode."""
+    device, _ = device_of(config)
+    return load_model(**model_settings(config), seed=config["seed"]).to(device.kind)
+
+
+def make_method(config: dict[str, Any], *, total_steps: int) -> Method:
+    """The LightningModule of the config's method."""
+    method = config["method"]
+    made: Method = instantiate_node(
+        method["module"],
+        base_model=model_settings(config),
+        adapter=config["adapter"],
+        optimizer=instantiate_node(method["optimizer"]),
+        schedule=method["schedule"],
+        warmup_ratio=method["warmup_ratio"],
+        min_lr_ratio=method["min_lr_ratio"],
+        gradient_clip=method["gradient_clip"],
+        total_steps=total_steps,
+        seed=config["seed"],
+    )
+    return made
+
+
+def make_callbacks(config: dict[str, Any], folder: Path, data: NexusDataModule, tokenizer: Any) -> list[Any]:
+    """Callbacks by name, each with what only the run knows: its files, its prompts."""
+    capabilities = config["capabilities"]
+    examples = {name: data.eval_prompts(name) for name in capabilities}
+    prompts = {
+        example.id: ids
+        for chosen in examples.values()
+        for example, ids in zip(chosen[:8], encode_prompts(tokenizer, chosen[:8]), strict=True)
+    }
+    from_run: dict[str, dict[str, Any]] = {
+        "checkpoint": {"folder": str(folder / "checkpoints")},
+        "metrics_csv": {"path": str(folder / "metrics.csv")},
+        "samples": {
+            "path": str(folder / "samples.jsonl"),
+            "prompts": prompts,
+            "tokenizer": tokenizer,
+            "max_new_tokens": max((c["max_new_tokens"] for c in capabilities.values()), default=1),
+        },
+    }
+    nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
+    return [instantiate_node(node, **from_run[name] if name in from_run else {}) for name, node in nodes.items()]
+
+
+def make_trainer(config: dict[str, Any], folder: Path, callbacks: list[Any], total_steps: int) -> Trainer:
+    """Lightning's trainer: one device, no sanity checks, checkpoints by our own callback."""
+    device, precision = device_of(config)
+    return Trainer(
+        accelerator="gpu" if device.kind == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        max_steps=total_steps,
+        max_epochs=-1,
+        logger=instantiate_dict(config["logger"]) or False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )

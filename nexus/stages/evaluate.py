@@ -1,0 +1,51 @@
+"""Scores a package or a base model on capabilities or on the user's own rows, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nexus.stages import assemble
+from nexus.stages.report import plain_scores, print_scores
+from nexus.stages.scoring import score_model
+from nexus.storage.atomic import write_json
+
+
+def evaluate(config: dict[str, Any], output: Path | None) -> dict[str, Any]:
+    """Measure and print; write the scores too if a file is named.
+
+    Args:
+        config: checked and resolved, plain containers.
+        output: JSON file for the scores, or None.
+
+    Returns:
+        Plain scores by group and metric.
+
+    Raises:
+        NexusError: if the package, the base model or the rows cannot be used.
+    """
+    console = Console()
+    if config["hardware"]["threads"]:
+        torch.set_num_threads(config["hardware"]["threads"])
+    tokenizer = assemble.make_tokenizer(config)
+    data = assemble.make_data(config, tokenizer)
+    data.setup("test")
+    model = assemble.load_for_inference(config)
+    scoring = score_model(
+        model=model,
+        tokenizer=tokenizer,
+        capabilities=config["capabilities"],
+        prompts={name: data.eval_prompts(name) for name in config["capabilities"]},
+        held_out=data.held_out_batches(),
+        batch_size=config["evaluation"]["batch_size"],
+        tell=lambda line: console.print(line, highlight=False),
+    )
+    scores = plain_scores(scoring.scores)
+    print_scores(console, {}, scores)
+    if output is not None:
+        write_json(output, {"model": config["base_model"]["path"], "scores": scores})
+        console.print(f"scores  {output}", highlight=False, soft_wrap=True)
+    return scores

@@ -1,0 +1,110 @@
+"""`report.json`, `loss.png` and the tables that a run ends with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nexus.stages.scoring import Scores
+
+_PACKAGES = ("torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "safetensors")
+
+
+def provenance(*, config_sha256: str, data_sha256: str, device: str) -> dict[str, Any]:
+    """Where the numbers of a report come from.
+
+    Args:
+        config_sha256: hash of the resolved config.
+        data_sha256: hash of the training tokens.
+        device: name of the device.
+
+    Returns:
+        Plain containers for `report.json`.
+    """
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "git_commit": git_commit(),
+        "config_sha256": config_sha256,
+        "data_sha256": data_sha256,
+        "versions": {"python": platform.python_version(), **versions},
+        "device": device,
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that Nexus runs from, `-dirty` if files differ; None for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None  # a checkout without git at hand has no commit to name; the report says null
+    return described.stdout.strip()
+
+
+def plain_scores(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores as plain containers."""
+    return {group: {name: score.as_dict() for name, score in metrics.items()} for group, metrics in scores.items()}
+
+
+def print_scores(
+    console: Console,
+    before: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    after: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> None:
+    """The table of a run: every metric before and after, with intervals.
+
+    Args:
+        console: where to print.
+        before: plain scores; may lack groups.
+        after: plain scores.
+    """
+    table = Table(title="held-out scores (95 % interval)")
+    for column in ("group", "metric", "before", "after", "n"):
+        table.add_column(column, justify="left" if column in ("group", "metric") else "right")
+    for group, metrics in after.items():
+        for metric, score in metrics.items():
+            earlier = before.get(group, {}).get(metric)
+            table.add_row(group, metric, format_score(earlier), format_score(score), str(score["n"]))
+    console.print(table)
+
+
+def format_score(score: Mapping[str, Any] | None) -> str:
+    """`0.912 [0.880, 0.937]`, or a dash if it was not measured."""
+    if score is None:
+        return "-"
+    low, high = score["ci95"]
+    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def plot_loss(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Training loss over steps, one line per run.
+
+    Args:
+        path: PNG to write.
+        curves: rows of `metrics.csv` by name of the run.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, rows in curves.items():
+        points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("training loss (nats per target token)")
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,89 @@
+"""Measures a model: capabilities by answering held-out prompts, own data by held-out loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexus.data.template import encode_prompts
+from nexus.evaluation.held_out import held_out_loss
+from nexus.evaluation.suites import SUITES, aggregate
+from nexus.rollout.generate import generate
+from nexus.types import Example, MicroBatch, Score
+
+Scores = dict[str, dict[str, Score]]
+"""Group (a capability, or `held_out`), then metric."""
+
+
+@dataclass
+class Scoring:
+    """Scores with the answers that they rest on.
+
+    Attributes:
+        scores: group, then metric.
+        answers: one plain row per prompt: capability, id, answer, finished, and its metric values.
+        seconds: how long it took.
+    """
+
+    scores: Scores = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def score_model(
+    *,
+    model: Any,
+    tokenizer: Any,
+    capabilities: Mapping[str, Mapping[str, Any]],
+    prompts: Mapping[str, Sequence[Example]],
+    held_out: Sequence[MicroBatch],
+    batch_size: int,
+    tell: Callable[[str], None],
+) -> Scoring:
+    """Greedy answers for every capability's prompts, and the loss on held-out rows if there are any.
+
+    Args:
+        model: left in the mode (training or not) that it came in.
+        tokenizer: encodes prompts and decodes answers.
+        capabilities: settings by name: `metrics` (suite) and `max_new_tokens`.
+        prompts: held-out prompts with gold answers by capability.
+        held_out: micro-batches of held-out rows; empty if there are none.
+        batch_size: prompts that are answered together.
+        tell: takes lines of progress.
+
+    Returns:
+        Scores, and the answers that they rest on.
+    """
+    started = time.perf_counter()
+    result = Scoring()
+    was_training = model.training
+    model.eval()
+    for name, examples in prompts.items():
+        suite = SUITES[capabilities[name]["metrics"]]
+        tell(f"  {name}: answering {len(examples)} held-out prompts")
+        generations = generate(
+            model=model,
+            tokenizer=tokenizer,
+            prompts=encode_prompts(tokenizer, examples),
+            max_new_tokens=capabilities[name]["max_new_tokens"],
+            temperature=0.0,
+            seeds=[0] * len(examples),
+            batch_size=batch_size,
+        )
+        values = []
+        for example, generation in zip(examples, generations, strict=True):
+            row = {"gold": example.gold, "tools": list(example.tools), "prompt": list(example.messages)}
+            values.append(suite.score(row, generation.text, finished=generation.finished))
+            result.answers.append(
+                {"capability": name, "id": example.id, "answer": generation.text, "finished": generation.finished}
+                | values[-1]
+            )
+        result.scores[name] = aggregate(values)
+    if held_out:
+        tell(f"  held-out loss on {sum(len(batch.ids) for batch in held_out)} rows")
+        result.scores["held_out"] = held_out_loss(model, held_out)
+    model.train(was_training)
+    result.seconds = time.perf_counter() - started
+    return result

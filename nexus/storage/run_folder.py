@@ -1,0 +1,138 @@
+"""The folder of one run: its name, and whether it can be written, before any work starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from nexus.errors import NexusError, Problem
+from nexus.storage.atomic import TEMPORARY_PREFIX, sync_path
+from nexus.storage.locks import LOCK_NAME
+
+#: A folder that holds one of these is somebody's run.
+RUN_MARKS = ("status.json", "report.json", "config.yaml", "checkpoints", "package")
+
+
+def run_name(*, capabilities: Sequence[str], method: str, when: datetime) -> str:
+    """Name of a run folder, for example `20260117-093005_cot-tools_sft`.
+
+    Args:
+        capabilities: in any order; the name sorts them, since they commute.
+        method: name of the method.
+        when: start of the run.
+
+    Returns:
+        A name of letters, digits, `-` and `_`; `own-data` where no capability was chosen.
+    """
+    chosen = "-".join(sorted(capabilities)) or "own-data"
+    return f"{when:%Y%m%d-%H%M%S}_{chosen}_{method}"
+
+
+def output_problem(path: Path, *, key: str) -> Problem | None:
+    """Whether a folder can be made and written at `path`; nothing stays behind.
+
+    Args:
+        path: the folder to be, existing or not.
+        key: dotted key of the setting that named it, for the message.
+
+    Returns:
+        E-OUT-01 when it cannot be written, E-OUT-03 when a file is in the way, else None.
+    """
+    existing = path
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        return Problem("E-OUT-03", key, f"{str(existing)!r} is not a folder", "name a folder that is not a file")
+    # Asked by doing: permission bits say nothing about read-only mounts, quotas and network file systems.
+    probe = existing / f"{TEMPORARY_PREFIX}probe-{os.getpid()}"
+    try:
+        try:
+            probe.write_bytes(b"probe")
+            sync_path(probe)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return Problem(
+            "E-OUT-01",
+            key,
+            f"{str(existing)!r} cannot be written: {error.strerror}",
+            f"choose another folder with {key}=PATH or NEXUS_OUTPUT_DIR",
+        )
+    return None
+
+
+def holds_run(path: Path) -> bool:
+    """True if the folder holds a run, finished or not.
+
+    Args:
+        path: a folder that may exist.
+
+    Returns:
+        False for no folder, an empty one, or one with other files only.
+    """
+    return any((path / mark).exists() for mark in RUN_MARKS)
+
+
+def create_run_folder(path: Path, *, key: str) -> Path:
+    """Make the folder of a new run.
+
+    Args:
+        path: the folder to be; it may exist while it holds no run.
+        key: dotted key of the setting that named it, for the messages.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        NexusError: E-OUT-01 not writable, E-OUT-03 a file in the way, E-OUT-04 it holds a run already.
+    """
+    problem = output_problem(path, key=key)
+    if problem is not None:
+        raise NexusError(problem.code, problem.message, where=problem.key, remedy=problem.remedy)
+    if holds_run(path):
+        raise NexusError(
+            "E-OUT-04",
+            f"{str(path)!r} holds a run already",
+            where=key,
+            remedy=f"continue it with resume={path}, or choose another {key}",
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path.resolve()
+
+
+def free_space_problem(path: Path, *, needed_bytes: int, key: str) -> Problem | None:
+    """Whether the disk under `path` has room.
+
+    Args:
+        path: the folder to be, existing or not.
+        needed_bytes: what the run will write.
+        key: dotted key of the setting that named it.
+
+    Returns:
+        E-OUT-02 with what is needed and what is there, else None.
+    """
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free >= needed_bytes:
+        return None
+    return Problem(
+        "E-OUT-02",
+        key,
+        f"the run needs {needed_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free under {str(existing)!r}",
+        f"free some space or choose another {key}",
+    )
+
+
+def discard_empty(path: Path) -> None:
+    """Remove a run folder that nothing was written to, when a check failed after it was made.
+
+    Args:
+        path: the run folder; it stays when it holds more than its lock.
+    """
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {LOCK_NAME}:
+        shutil.rmtree(path)

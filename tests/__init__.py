@@ -1,0 +1,1 @@
+"""Tests of Nexus; flags and fixtures stand in conftest.py."""

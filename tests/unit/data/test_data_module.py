@@ -1,0 +1,186 @@
+"""From settings to optimizer steps: own files, embedded sources, counts and the colored sample."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus.data.masked_sample import GIVEN, LEARNED, masked_sample
+from nexus.data.corpus import split_held_out, track
+from nexus.data.module import NexusDataModule
+from nexus.errors import NexusError
+from nexus.types import Example
+
+
+def card(generator: str, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "name": f"nexus_{generator}",
+        "kind": "embedded",
+        "generator": generator,
+        "roles": ["train", "eval"],
+        "rows": 30,
+        "eval_rows": 12,
+        "seed": 1,
+        "fields": {},
+        "weight": 1.0,
+        "license": "MIT",
+    }
+    return settings | changes
+
+
+def module(tokenizer: Any, **changes: Any) -> NexusDataModule:
+    settings: dict[str, Any] = {
+        "sources": {},
+        "train": None,
+        "validation": None,
+        "validation_fraction": 0.1,
+        "view": "sft",
+        "count_tokens": "completion",
+        "max_seq_len": 1024,
+        "long_rows": "error",
+        "packing": True,
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "micro_batch_tokens": None,
+        "shuffle": True,
+        "seed": 42,
+        "epochs": 1,
+        "max_steps": None,
+        "rows_per_source": None,
+        "eval_prompts": None,
+        "max_bad_rows": 0,
+        "tokenizer": tokenizer,
+    }
+    return NexusDataModule(**(settings | changes))
+
+
+def write_rows(path: Path, count: int) -> str:
+    rows = [{"prompt": f"What follows {i}?", "completion": str(i + 1)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_own_file_with_held_out_share(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    data = module(tiny_tokenizer, train=write_rows(tmp_path / "own.jsonl", 20))
+    data.setup("fit")
+    facts = data.summary()
+    assert (facts["rows"], facts["held_out_rows"], facts["steps"]) == (18, 2, 3)
+    assert facts["sources"] == {"own files": 18}
+    assert facts["tokens"] == sum(len(row.input_ids) for row in data.rows)
+    trained, held_out = ({row.id for row in rows} for rows in (data.rows, data.held_out_rows))
+    assert trained | held_out == {f"own.jsonl:{i}" for i in range(1, 21)}
+    assert not trained & held_out
+    steps = list(data.train_dataloader())
+    assert sorted(name for step in steps for batch in step for name in batch.ids) == sorted(trained)
+    assert sum(batch.loss_scale for batch in data.held_out_batches()) == pytest.approx(1.0)
+    assert "18 rows" in data.describe()
+    assert data.probe(5) == data.rows[0].input_ids[:5]
+    rows = data.rows
+    data.setup("validate")
+    assert data.rows is rows
+    again = module(tiny_tokenizer, train=[str(tmp_path / "own.jsonl")])
+    again.setup()
+    assert again.data_sha256 == data.data_sha256
+    other = module(tiny_tokenizer, train=str(tmp_path / "own.jsonl"), count_tokens="all")
+    other.setup()
+    assert other.data_sha256 != data.data_sha256
+
+
+def test_own_validation_file(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    data = module(
+        tiny_tokenizer, train=write_rows(tmp_path / "a.jsonl", 6), validation=write_rows(tmp_path / "b.jsonl", 3)
+    )
+    data.setup()
+    assert [row.id for row in data.held_out_rows] == ["b.jsonl:1", "b.jsonl:2", "b.jsonl:3"]
+    assert len(data.rows) == 6
+
+
+def test_embedded_sources_commute_and_obey_the_scale(tiny_tokenizer: Any) -> None:
+    sources = {"tools": {"embedded": card("tools")}, "cot": {"embedded": card("cot", weight=0.5)}}
+    data = module(tiny_tokenizer, sources=sources, rows_per_source=16, eval_prompts=5, max_steps=2)
+    data.setup()
+    assert data.summary()["sources"] == {"nexus_tools": 16, "nexus_cot": 8}
+    assert len(data.held_out_rows) == 10
+    assert data.num_steps == len(data.train_dataloader()) == 2
+    assert data.licences() == {"nexus_tools": "MIT", "nexus_cot": "MIT"}
+    prompts = data.eval_prompts("tools")
+    assert len(prompts) == 5
+    assert all(prompt.gold is not None and prompt.source == "nexus_tools" for prompt in prompts)
+    everything = module(tiny_tokenizer, sources={"tools": {"embedded": card("tools")}})
+    everything.setup()
+    assert (len(everything.rows), len(everything.held_out_rows), len(everything.eval_prompts("tools"))) == (30, 12, 12)
+
+
+def test_a_card_of_files(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.jsonl", 10)
+    files = card("", kind="files", path=path, eval_rows=3, name="mine")
+    data = module(tiny_tokenizer, sources={"x": {"mine": files}})
+    data.setup()
+    assert [row.id for row in data.held_out_rows] == ["own.jsonl:1", "own.jsonl:2", "own.jsonl:3"]
+    assert len(data.rows) == 7
+    endless = module(tiny_tokenizer, sources={"x": {"a": card("tools", rows=None)}})
+    with pytest.raises(NexusError, match="a generator never ends"):
+        endless.setup()
+    whole = module(tiny_tokenizer, sources={"x": {"mine": card("", kind="files", path=path, rows=None, name="mine")}})
+    whole.sources["x"]["mine"]["roles"] = ["train"]
+    whole.setup()
+    assert (len(whole.rows), whole.held_out_rows) == (10, [])
+    with pytest.raises(NexusError, match="kind 'hub' cannot be read yet") as caught:
+        module(tiny_tokenizer, sources={"x": {"far": card("", kind="hub", name="far")}}).setup()
+    assert caught.value.where == "dataset far"
+
+
+def test_nothing_left_is_an_error(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.jsonl", 4)
+    with pytest.raises(NexusError, match="0 of 4 rows are left") as caught:
+        module(tiny_tokenizer, train=path, validation_fraction=0, max_seq_len=5, long_rows="drop").setup()
+    assert caught.value.code == "E-DAT-13"
+    assert "4 too_long" in caught.value.message
+    with pytest.raises(NexusError, match="0 of 0 rows") as caught:
+        module(tiny_tokenizer).setup()
+    assert "+capability" in caught.value.remedy
+
+
+def test_bad_rows_are_counted_together(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    lines = ["garbage", '{"unknown": 1}', '{"messages": [{"role": "user", "content": "Hi"}]}']
+    lines += ['{"question": "1?", "answer": "one"}'] * 2
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(lines))
+    data = module(tiny_tokenizer, train=str(path), validation_fraction=0, max_bad_rows=3)
+    data.setup()
+    assert (len(data.rows), len(data.bad_rows.errors)) == (2, 3)
+    assert data.summary()["dropped"] == {"nothing_to_learn": 1}
+    assert "2 unusable" in data.describe()
+    assert "1 nothing to learn" in data.describe()
+    with pytest.raises(NexusError, match="3 bad rows, more than data.max_bad_rows=2"):
+        module(tiny_tokenizer, train=str(path), validation_fraction=0, max_bad_rows=2).setup()
+    with pytest.raises(NexusError) as caught:
+        module(tiny_tokenizer, train=str(path), validation_fraction=0).setup()
+    assert (caught.value.code, caught.value.where) == ("E-DAT-02", "own.jsonl:1")
+
+
+def test_held_out_share() -> None:
+    examples = [Example(id=str(i), source="s") for i in range(10)]
+    for fraction, count in ((0.0, 0), (0.01, 1), (0.3, 3), (1.0, 9)):
+        train, held_out = split_held_out(examples, fraction, seed=1)
+        assert len(held_out) == count
+        assert sorted([*train, *held_out], key=lambda e: int(e.id)) == examples
+    assert split_held_out(examples[:1], 0.5, seed=1) == (examples[:1], [])
+    assert split_held_out([], 0.5, seed=1) == ([], [])
+    assert split_held_out(examples, 0.3, seed=1) != split_held_out(examples, 0.3, seed=2)
+
+
+def test_track_passes_everything_on() -> None:
+    assert list(track(iter(range(600)), "counting", total=None)) == list(range(600))
+
+
+def test_masked_sample_colors_what_is_learned(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    data = module(tiny_tokenizer, train=write_rows(tmp_path / "own.jsonl", 1))
+    data.setup()
+    text = masked_sample(tiny_tokenizer, data.rows[0])
+    body = text.plain.split("\n", 1)[1]
+    assert body == tiny_tokenizer.decode(data.rows[0].input_ids)
+    parts = [(span.style, text.plain[span.start : span.end]) for span in text.spans]
+    assert [part for style, part in parts if style == LEARNED][1:] == ["1<|im_end|>"]
+    assert "What follows 0?" in next(part for style, part in parts if style == GIVEN)

@@ -1,0 +1,151 @@
+"""Every schema becomes the same conversation; everything else is refused with its place."""
+
+import json
+from typing import Any
+
+import pytest
+
+from nexus.data.formats import SCHEMAS, to_example
+from nexus.data.sources import generate_rows
+from nexus.errors import NexusError
+from nexus.types import Example
+
+WANTED = ({"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2"})
+SYSTEM = {"role": "system", "content": "Be brief."}
+SPEC = {"name": "add", "description": "Add", "parameters": {"type": "object", "properties": {}}}
+TOOL = {"type": "function", "function": SPEC}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+def convert(row: dict[str, Any], view: str = "sft", fields: dict[str, str] | None = None) -> Example:
+    return to_example(row, place="f.jsonl:7", source="f", view=view, fields=fields or {})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": list(WANTED)},
+        {"messages": json.dumps(WANTED)},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is 1+1?"}]}, WANTED[1]]},
+        {"conversations": [{"from": "human", "value": "What is 1+1?"}, {"from": "gpt", "value": "2"}]},
+        {"conversations": list(WANTED)},
+        {"prompt": "What is 1+1?", "completion": "2"},
+        {"prompt": [WANTED[0]], "completion": [WANTED[1]]},
+        {"prompt": "What is 1+1?", "response": "2"},
+        {"instruction": "What is 1+1?", "input": "", "output": "2"},
+        {"instruction": "What is 1+1?", "output": "2", "input": None},
+        {"instruction": "What is 1+1?", "response": "2"},
+        {"question": "What is 1+1?", "answer": "2", "id": 3},
+    ],
+)
+def test_schemas(row: dict[str, Any]) -> None:
+    example = convert(row)
+    assert example.messages == WANTED
+    assert (example.id, example.source, example.tools, example.text) == ("f.jsonl:7", "f", (), None)
+
+
+def test_system_input_text_and_renamed_columns() -> None:
+    assert convert({"system": "Be brief.", "question": "What is 1+1?", "answer": "2"}).messages == (SYSTEM, *WANTED)
+    alpaca = convert({"instruction": "Add.", "input": "1, 1", "output": "2"})
+    assert alpaca.messages[0]["content"] == "Add.\n\n1, 1"
+    assert convert({"text": "once"}).text == "once"
+    assert convert({"q": "What is 1+1?", "a": "2"}, fields={"question": "q", "answer": "a"}).messages == WANTED
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALL,
+        json.dumps(CALL),
+        {"function": {"name": "add", "arguments": '{"a": 1}'}},
+        {"name": "add", "arguments": {"a": 1}},
+    ],
+)
+@pytest.mark.parametrize("tools", [[TOOL], [SPEC], json.dumps([TOOL]), [json.dumps(SPEC)]])
+def test_tools_and_calls_in_every_spelling(call: Any, tools: Any) -> None:
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "content": "2", "name": "add"}
+    example = convert({"messages": [WANTED[0], asked, result, WANTED[1]], "tools": tools})
+    assert example.tools == (TOOL,)
+    assert example.messages == (
+        WANTED[0],
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "name": "add"},
+        WANTED[1],
+    )
+
+
+def test_sharegpt_function_call() -> None:
+    turns = [
+        {"from": "human", "value": "What is 1+1?"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "2"},
+    ]
+    example = convert({"conversations": turns, "tools": json.dumps([SPEC]), "system": "Be brief."})
+    assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert example.messages[2]["tool_calls"] == [CALL]
+
+
+def test_preference_and_prompts() -> None:
+    bad = {"role": "assistant", "content": "3"}
+    for row in (
+        {"prompt": [WANTED[0]], "chosen": [WANTED[1]], "rejected": [bad]},
+        {"prompt": "What is 1+1?", "chosen": "2", "rejected": "3"},
+        {"chosen": list(WANTED), "rejected": [WANTED[0], bad]},
+    ):
+        example = convert(row, view="preference")
+        assert (example.messages, example.chosen, example.rejected) == ((WANTED[0],), (WANTED[1],), (bad,))
+    example = convert({"prompt": [WANTED[0]], "gold": {"answer": "2"}, "tools": [TOOL]}, view="prompts")
+    assert (example.messages, example.gold, example.tools) == ((WANTED[0],), {"answer": "2"}, (TOOL,))
+
+
+@pytest.mark.parametrize("generator", ["tools", "cot"])
+@pytest.mark.parametrize("view", ["sft", "preference", "prompts"])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_embedded_generators_fit(generator: str, view: str, split: str) -> None:
+    rows = list(generate_rows(generator, view=view, split=split, count=20, seed=3))
+    assert len(rows) == 20
+    examples = [to_example(row, place=place, source="g", view=view, fields={}) for place, row in rows]
+    assert all(example.messages for example in examples)
+    assert all((view == "preference") == bool(example.chosen and example.rejected) for example in examples)
+    assert all((view == "prompts") == (example.gold is not None) for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "words"),
+    [
+        ({"quesion": "a", "answr": "b"}, "E-DAT-12", "nearest is question+answer, missing: question, answer"),
+        ({"instruct": "a", "output": "b"}, "E-DAT-12", "columns: instruct, output; the nearest is instruction+output"),
+        ({"message": []}, "E-DAT-12", "nearest is messages"),
+        ({}, "E-DAT-12", "columns: none"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "E-DAT-12", "view preference"),
+        ({"prompt": "a", "gold": {}}, "E-DAT-12", "view prompts"),
+        ({"messages": "hi"}, "E-DAT-05", "not JSON"),
+        ({"messages": []}, "E-DAT-05", "messages is empty"),
+        ({"messages": ["hi"]}, "E-DAT-05", "messages[0] must be an object"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "E-DAT-05", "'robot'"),
+        ({"messages": [{"role": "user"}]}, "E-DAT-05", "messages[0] has no content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "E-DAT-05", "messages[0].content must be text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "E-DAT-05", "kind image"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "E-DAT-05", "tool_calls[0]"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "["}]}]},
+            "E-DAT-05",
+            "tool_calls[0].arguments is text that is not JSON",
+        ),
+        ({"messages": list(WANTED), "tools": [{}]}, "E-DAT-05", "tools[0]"),
+        ({"prompt": "a", "completion": 3}, "E-DAT-05", "completion must be a list of turns"),
+        ({"text": ["a"]}, "E-DAT-05", "text must be text"),
+    ],
+)
+def test_refusals_name_place_and_reason(row: dict[str, Any], code: str, words: str) -> None:
+    with pytest.raises(NexusError) as caught:
+        convert(row)
+    assert (caught.value.code, caught.value.where, caught.value.status) == (code, "f.jsonl:7", 65)
+    assert words in caught.value.message
+    assert caught.value.remedy
+
+
+def test_every_schema_is_covered_here() -> None:
+    assert len(SCHEMAS) == 10
