@@ -57,7 +57,7 @@ class Method(LightningModule):
     Args:
         base_model: settings of `conf/base_model` that `models.loader.load_model` takes.
         adapter: settings of `conf/adapter`.
-        optimizer: factory that takes the trainable parameters.
+        optimizer: factory that takes the trainable parameters with their names.
         schedule: shape of the learning rate after warm-up.
         warmup_ratio: share of the steps that warm up.
         min_lr_ratio: share of the peak rate left at the end.
@@ -71,7 +71,7 @@ class Method(LightningModule):
         *,
         base_model: dict[str, Any],
         adapter: dict[str, Any],
-        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterator[tuple[str, nn.Parameter]]], Optimizer],
         schedule: str,
         warmup_ratio: float,
         min_lr_ratio: float,
@@ -119,7 +119,7 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trained, with a learning rate per optimizer step."""
-        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        optimizer = self.make_optimizer((name, p) for name, p in self.named_parameters() if p.requires_grad)
         scheduler = LambdaLR(
             optimizer,
             lambda step: schedule_factor(

@@ -49,7 +49,8 @@ def make_data(config: dict[str, Any], tokenizer: Any) -> NexusDataModule:
     """Data module over the capabilities' sources or the user's own files."""
     data, method, hardware, scale = config["data"], config["method"], config["hardware"], config["scale"]
     return NexusDataModule(
-        sources={name: capability["sources"] for name, capability in config["capabilities"].items()},
+        sources={name: capability["sources"] for name, capability in config["capabilities"].items()}
+        | ({"data": data["sources"]} if data["sources"] else {}),
         train=data["train"],
         validation=data["validation"],
         validation_fraction=data["validation_fraction"],

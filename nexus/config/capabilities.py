@@ -1,0 +1,75 @@
+"""The graph of capabilities, read from `conf/capability`: what exists, what is ready, what needs what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import OmegaConf
+
+from nexus.config.folders import conf_dir
+
+#: Trains nothing: a property of the run time that `evaluate` measures.
+MEASURED_ONLY = ("streaming",)
+
+
+@dataclass(frozen=True)
+class CapabilityInfo:
+    """One file of `conf/capability` that describes a capability.
+
+    Attributes:
+        name: as in `+capability=NAME`.
+        status: `ready` or `planned`.
+        description: what the model can do afterwards.
+        requires: modalities that the model must have.
+        needs: what is missing to build it; empty if ready.
+    """
+
+    name: str
+    status: str
+    description: str
+    requires: tuple[str, ...]
+    needs: str
+
+
+@dataclass(frozen=True)
+class CapabilityList:
+    """A file that only lists others.
+
+    Attributes:
+        name: as in `+capability=NAME`.
+        members: names of capabilities.
+    """
+
+    name: str
+    members: tuple[str, ...]
+
+
+def read_capabilities() -> tuple[dict[str, CapabilityInfo], dict[str, CapabilityList]]:
+    """All files of the group.
+
+    Returns:
+        Capabilities and lists, by name; ready ones first, then in alphabetical order.
+    """
+    found: dict[str, CapabilityInfo] = {}
+    lists: dict[str, CapabilityList] = {}
+    for path in sorted((conf_dir() / "capability").glob("*.yaml")):
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        assert isinstance(content, dict)
+        if "capabilities" not in content:
+            members = tuple(entry for entry in content["defaults"] if entry != "_self_")
+            lists[path.stem] = CapabilityList(path.stem, members)
+            continue
+        entry = content["capabilities"][path.stem]
+        found[path.stem] = CapabilityInfo(
+            name=path.stem,
+            status=entry["status"],
+            description=entry["description"],
+            requires=tuple(entry["requires"]),
+            needs=entry["needs"] if entry["status"] == "planned" else "",
+        )
+    return dict(sorted(found.items(), key=lambda item: (item[1].status != "ready", item[0]))), lists
+
+
+def ready_names() -> list[str]:
+    """Capabilities that can be used."""
+    return [name for name, info in read_capabilities()[0].items() if info.status == "ready"]

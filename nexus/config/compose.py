@@ -1,0 +1,341 @@
+"""From the command line to checked jobs: what every Hydra door calls.
+
+Hydra composes and nothing else: the jobs run outside it, after all of them are known to be good, so it writes no folder,
+changes no directory and wraps no exception.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nexus.config.folders import conf_dir
+from nexus.config.overrides import from_hydra, override_problems, quote_verbatim
+from nexus.errors import ConfigError, NexusError, Problem
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do.
+
+    Attributes:
+        config: checked and resolved, plain containers.
+        overrides: the words that it was composed from.
+        name: its values of the swept settings, such as `method=lora,seed=1`; empty if it is the only one.
+        index: position in the sweep, from 0.
+        count: number of jobs.
+    """
+
+    config: dict[str, Any]
+    overrides: tuple[str, ...]
+    name: str
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that ended well.
+
+    Attributes:
+        job: what was done.
+        result: what the door's task returned.
+    """
+
+    job: Job
+    result: Any
+
+
+def run_hydra(
+    task: Callable[[Job], Any],
+    root: str,
+    *,
+    extra: Any = None,
+    verbatim: Sequence[str] = (),
+    finish: Callable[[list[Done]], Any] | None = None,
+) -> int:
+    """Compose and check everything that the command line asks for, then do it.
+
+    Args:
+        task: does one job.
+        root: `train`, `evaluate` or `generate`.
+        extra: further checks, see `config.check.Extra`.
+        verbatim: settings whose values are free text.
+        finish: gets the jobs that ended well, after a sweep (`-m`) of which at least one did.
+
+    Returns:
+        Exit status: 0, the status of the first error that a user can mend, or 130 after Ctrl-C. Other exceptions pass.
+    """
+    words = quote_verbatim(sys.argv[1:], verbatim)
+    try:
+        arguments = _parse(words)
+        if arguments.delegate:
+            problems = override_problems(arguments.overrides, root, multirun=False)
+            if problems:
+                raise ConfigError(problems)
+            return _hand_to_hydra(words, root)
+        jobs = make_jobs(
+            arguments.overrides, root, multirun=arguments.multirun, extra=extra, config_dir=arguments.config_dir
+        )
+        return _work(task, jobs, finish if arguments.multirun else None)
+    except NexusError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def make_jobs(
+    words: Sequence[str], root: str, *, multirun: bool = False, extra: Any = None, config_dir: str | None = None
+) -> list[Job]:
+    """Compose and check every job of a command line.
+
+    Args:
+        words: overrides.
+        root: root config.
+        multirun: True if several values mean several jobs.
+        extra: further checks, see `config.check.Extra`.
+        config_dir: a folder of further groups.
+
+    Returns:
+        Jobs in the order in which they are to run.
+
+    Raises:
+        ConfigError: all problems of all jobs.
+        NexusError: if composing itself fails.
+    """
+    from nexus.config.check import warnings
+
+    problems = override_problems(words, root, multirun=multirun)
+    if problems:
+        raise ConfigError(problems)
+    composed: list[tuple[dict[str, Any], list[str], str]] = []
+    with _composer(root, config_dir) as compose:
+        for overrides, name in _expand(words) if multirun else [(list(words), "")]:
+            cfg = compose(overrides)
+            config, found = _checked(cfg, overrides, root, extra)
+            place = f"[{name}] " if name else ""
+            problems += [Problem(p.code, p.key, place + p.message, p.remedy) for p in found if p not in problems]
+            composed.append((config, overrides, name))
+    if problems:
+        raise ConfigError(problems)
+    for line in dict.fromkeys(line for config, _, _ in composed for line in warnings(config, root=root)):
+        print(line, file=sys.stderr)
+    return [
+        Job(config=config, overrides=tuple(overrides), name=name, index=index, count=len(composed))
+        for index, (config, overrides, name) in enumerate(composed)
+    ]
+
+
+def compose_config(root: str, words: Sequence[str]) -> Any:
+    """Compose one config without checking it.
+
+    Args:
+        root: root config.
+        words: overrides.
+
+    Returns:
+        A `DictConfig` with its interpolations.
+
+    Raises:
+        NexusError: if composing fails.
+    """
+    with _composer(root, None) as compose:
+        return compose(list(words))
+
+
+@contextmanager
+def _composer(root: str, config_dir: str | None) -> Iterator[Callable[[list[str]], Any]]:
+    from hydra import compose, initialize_config_dir
+
+    import nexus.config.resolvers  # noqa: F401  the resolvers that the YAML names
+
+    further = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+
+    def one(overrides: list[str]) -> Any:
+        try:
+            return compose(root, overrides=[*overrides, *further])
+        except Exception as error:
+            mended = from_hydra(error, root)
+            if mended is None:
+                raise
+            raise mended from error
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=root):
+        yield one
+
+
+def _checked(cfg: Any, overrides: list[str], root: str, extra: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """Plain config of a job with its problems; a resumed run brings its own config, a package takes the model's place."""
+    from omegaconf import OmegaConf
+
+    from nexus.config.check import check, to_plain
+
+    if root == "train" and cfg.resume is not None:
+        cfg = _saved_config(str(cfg.resume), overrides)
+    if root != "train" and isinstance(cfg.package, str):
+        taken = [word for word in overrides if word.lstrip("+").startswith("base_model")]
+        if taken:
+            raise NexusError(
+                "E-CFG-03", f"package and {taken[0]} both name the model", where="package", remedy="leave one of them out"
+            )
+        own = {"name": Path(cfg.package).resolve().name, "path": cfg.package, "tokenizer": None, "architecture": None}
+        cfg = OmegaConf.merge(cfg, {"base_model": {**own, "revision": None, "chat_template": None}})
+    problems = check(cfg, root=root, extra=extra)
+    return ({} if problems else to_plain(cfg)), problems
+
+
+def _saved_config(resume: str, overrides: list[str]) -> Any:
+    """The config of the run to resume."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    others = [word for word in overrides if word.lstrip("+").partition("=")[0] not in ("resume", "dry_run")]
+    if others:
+        raise NexusError(
+            "E-RES-01",
+            f"a resumed run keeps its settings, but {' '.join(others)} was given too",
+            where="resume",
+            remedy=f"resume={resume} needs nothing else; start a new run to change settings",
+        )
+    file = Path(resume) / "config.yaml"
+    if not file.is_file():
+        what = "this folder holds no run (no config.yaml)" if Path(resume).is_dir() else "there is no such run folder"
+        raise NexusError("E-MIS-03", what, where=f"resume={resume}", remedy="give the folder that holds config.yaml")
+    try:
+        saved = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise NexusError(
+            "E-CFG-08", f"not valid YAML: {str(error).splitlines()[0]}", where=str(file), remedy="mend it"
+        ) from error
+    if not isinstance(saved, DictConfig):
+        raise NexusError("E-CFG-08", "this is not the config of a run", where=str(file), remedy="mend the file")
+    given = {"resume": resume, "run_dir": None, "dry_run": "dry_run=true" in [word.lower() for word in overrides]}
+    return OmegaConf.merge(saved, given)
+
+
+def _expand(words: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+    """Every combination of the swept values, with a name that says which."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    choices: list[list[str]] = []
+    swept: list[bool] = []
+    for word in words:
+        override = parser.parse_override(word)
+        swept.append(override.is_sweep_override())
+        if not override.is_sweep_override():
+            choices.append([word])
+            continue
+        if not override.is_discrete_sweep():
+            raise NexusError(
+                "E-CFG-05", "an interval has no end of values", where=word, remedy="name them: key=a,b or key=range(1,5)"
+            )
+        choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+    for combination in itertools.product(*choices):
+        chosen = [word for word, is_swept in zip(combination, swept, strict=True) if is_swept]
+        yield list(combination), ",".join(_readable(word) for word in chosen)
+
+
+def _readable(word: str) -> str:
+    """`capability=cot` of `+capability=cot`, fit for the name of a folder."""
+    key, _, value = word.lstrip("+").partition("=")
+    return re.sub(r"[^\w.=+-]+", "-", f"{key}={value}").strip("-")
+
+
+def _work(task: Callable[[Job], Any], jobs: list[Job], finish: Callable[[list[Done]], Any] | None) -> int:
+    """Do the jobs one after the other; one that fails by a user's mistake does not stop the others."""
+    status = 0
+    done: list[Done] = []
+    for job in jobs:
+        if job.count > 1:
+            print(f"job {job.index + 1} of {job.count}: {job.name}", flush=True)
+        try:
+            done.append(Done(job, task(job)))
+        except NexusError as error:
+            print(f"[{job.name}] {error}" if job.name else error, file=sys.stderr)
+            status = status or error.status
+    if finish is not None and done:
+        finish(done)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise NexusError("E-CFG-05", message, where="command line", remedy="settings are given as key=value; see --help")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The flags that Hydra knows; `delegate` is True for those that only show something."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-r", "--run", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    shows = [
+        parser.add_argument("-h", "--help", action="store_true"),
+        parser.add_argument("--hydra-help", action="store_true"),
+        parser.add_argument("--version", action="store_true"),
+        parser.add_argument("--resolve", action="store_true"),
+        parser.add_argument("-sc", "--shell-completion", action="store_true"),
+        parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"]),
+        parser.add_argument("-p", "--package"),
+        parser.add_argument("-i", "--info", nargs="?", const="all"),
+    ]
+    arguments, unknown = parser.parse_known_intermixed_args(list(words))
+    flags = [word for word in unknown if word.startswith("-")]
+    if flags:
+        name = flags[0].lstrip("-").partition("=")[0].replace("-", "_")
+        raise NexusError(
+            "E-CFG-05",
+            f"there is no flag {flags[0]}",
+            where="command line",
+            remedy=f"settings have no dashes: {name}=VALUE; see --help",
+        )
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        raise NexusError("E-MIS-03", "there is no such folder", where=f"--config-dir {arguments.config_dir}")
+    arguments.delegate = any(getattr(arguments, action.dest) for action in shows)
+    return arguments
+
+
+def _hand_to_hydra(words: Sequence[str], root: str) -> int:
+    """`--help`, `--cfg`, `--info` and the like: Hydra shows, nothing runs."""
+    import hydra
+
+    import nexus.config.resolvers  # noqa: F401  the resolvers that the YAML names
+
+    def nothing(cfg: Any) -> None:
+        raise AssertionError("Hydra was asked to show something, not to run")
+
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own form of error and ends the process with 1
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(nothing)()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except Exception as error:
+        mended = from_hydra(error, root)
+        if mended is None:
+            raise
+        raise mended from error
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+    return 0

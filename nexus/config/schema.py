@@ -1,0 +1,349 @@
+"""The shape of every setting: dataclasses whose fields carry type, range and choices, and a strict walk over a config.
+
+The values stand in YAML only; nothing here has a default. Fields that a `name` (or `status`) decides about are a `By`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Range of a number.
+
+    Attributes:
+        low: smallest value.
+        above: the value must be larger.
+        high: largest value.
+        below: the value must be smaller.
+    """
+
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    below: float | None = None
+
+    def allow(self, value: float) -> bool:
+        """True if the value lies inside."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
+        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+
+
+@dataclass(frozen=True)
+class By:
+    """A mapping whose shape depends on one of its own values.
+
+    Attributes:
+        key: name of the deciding setting.
+        shapes: dataclass by its value.
+        group: the group that chooses it, for messages.
+    """
+
+    key: str
+    shapes: dict[str, type]
+    group: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A mapping with `_target_` that `config.build` turns into an object; `config.targets` checks it."""
+
+
+Count = Annotated[int, Limits(low=1)]
+Whole = Annotated[int, Limits(low=0)]
+Seed = Annotated[int, Limits(low=0, high=2**32 - 1)]
+Share = Annotated[float, Limits(low=0, high=1)]
+PartialShare = Annotated[float, Limits(low=0, below=1)]
+Positive = Annotated[float, Limits(above=0)]
+NotNegative = Annotated[float, Limits(low=0)]
+Modality = Literal["text", "image", "audio", "video"]
+Files = str | list[str] | None
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak rates that a base model recommends."""
+
+    full: Positive
+    adapter: Positive
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """`base_model`: which weights."""
+
+    name: str
+    path: str | None
+    revision: str | None
+    modalities: list[Modality]
+    trust_remote_code: bool
+    chat_template: str | None
+    tokenizer: str | None
+    architecture: dict[str, Any] | None
+    lr: LearningRates
+
+
+@dataclass(frozen=True)
+class NoAdapter:
+    """`adapter=none`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Lora:
+    """`adapter=lora`."""
+
+    name: str
+    r: Count
+    alpha: Positive
+    dropout: PartialShare
+    target_modules: Literal["all-linear"] | list[str]
+    use_rslora: bool
+
+
+ADAPTER = By("name", {"none": NoAdapter, "lora": Lora}, "adapter")
+
+
+@dataclass(frozen=True)
+class SftMethod:
+    """`method=sft` and its kin: `cpt`, `lora`."""
+
+    name: str
+    view: Literal["sft"]
+    count_tokens: Literal["completion", "all"]
+    adapter: Literal["none", "lora"] | None
+    epochs: Positive | None
+    max_steps: Count | None
+    lr: Positive
+    warmup_ratio: PartialShare
+    schedule: Literal["cosine", "linear", "constant"]
+    min_lr_ratio: Share
+    weight_decay: NotNegative
+    gradient_clip: Positive | None
+    optimizer: Annotated[Any, Node()]
+    module: Annotated[Any, Node()]
+
+
+METHOD = By("name", {"sft": SftMethod, "cpt": SftMethod, "lora": SftMethod}, "method")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A dataset card."""
+
+    name: str
+    kind: Literal["embedded", "files", "hub"]
+    generator: str | None
+    path: Files
+    revision: str | None
+    config: str | None
+    split: str | None
+    license: str | None
+    gated: bool
+    roles: list[Literal["train", "eval"]]
+    rows: Count | None
+    eval_rows: Whole | None
+    seed: Seed
+    fields: dict[str, str]
+    weight: Positive
+
+
+@dataclass(frozen=True)
+class ReadyCapability:
+    """An entry of `capabilities` that can be used."""
+
+    status: str
+    description: str
+    requires: list[Modality]
+    max_new_tokens: Count
+    metrics: Literal["tools", "cot"]
+    primary_metric: str
+    sources: dict[str, Card]
+
+
+@dataclass(frozen=True)
+class PlannedCapability:
+    """An entry of `capabilities` that is refused by name."""
+
+    status: str
+    description: str
+    requires: list[Modality]
+    needs: str
+
+
+CAPABILITY = By("status", {"ready": ReadyCapability, "planned": PlannedCapability}, "capability")
+
+
+@dataclass(frozen=True)
+class Data:
+    """`data`: own files and batching."""
+
+    train: Files
+    validation: Files
+    validation_fraction: PartialShare
+    sources: dict[str, Card]
+    max_seq_len: Annotated[int, Limits(low=2)]
+    long_rows: Literal["error", "drop", "truncate"]
+    packing: bool
+    global_batch_size: Count
+    shuffle: bool
+    max_bad_rows: Whole
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`hardware`: the machine."""
+
+    name: str
+    accelerator: Literal["auto", "cpu", "gpu"]
+    precision: Literal["auto", "fp32", "bf16"]
+    micro_batch_size: Count
+    micro_batch_tokens: Count | None
+    memory_gib: Positive | None
+    threads: Count | None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """`strategy`: how many devices."""
+
+    name: Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`scale`: how much."""
+
+    name: str
+    rows_per_source: Count | None
+    max_steps: Count | None
+    eval_prompts: Count | None
+
+
+@dataclass(frozen=True)
+class Paths:
+    """`paths`: roots on disk."""
+
+    data_dir: str
+    output_dir: str
+    checkpoint_dir: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """`package`: what is written at the end."""
+
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class TrainEvaluation:
+    """`evaluation` of a training run."""
+
+    before: bool
+    after: bool
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`evaluation` without training."""
+
+    batch_size: Count
+
+
+Nodes = dict[str, Annotated[Any, Node()] | None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Root `train`."""
+
+    base_model: BaseModel
+    encoders: Nodes
+    decoders: Nodes
+    teachers: Nodes
+    adapter: Annotated[Any, ADAPTER]
+    method: Annotated[Any, METHOD]
+    data: Data
+    hardware: Hardware
+    strategy: Strategy
+    scale: Scale
+    callbacks: Nodes
+    logger: Nodes
+    paths: Paths
+    seed: Seed
+    dry_run: bool
+    run_dir: str | None
+    resume: str | None
+    capabilities: dict[str, Annotated[Any, CAPABILITY]]
+    package: Package
+    evaluation: TrainEvaluation
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Root `evaluate`."""
+
+    base_model: BaseModel
+    encoders: Nodes
+    decoders: Nodes
+    adapter: Annotated[Any, ADAPTER]
+    method: Annotated[Any, METHOD]
+    data: Data
+    hardware: Hardware
+    scale: Scale
+    paths: Paths
+    package: str | None
+    seed: Seed
+    output: str | None
+    capabilities: dict[str, Annotated[Any, CAPABILITY]]
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Root `generate`."""
+
+    base_model: BaseModel
+    adapter: Annotated[Any, ADAPTER]
+    hardware: Hardware
+    paths: Paths
+    package: str | None
+    prompt: str | None
+    system: str | None
+    tools: list[dict[str, Any]]
+    max_new_tokens: Count
+    temperature: NotNegative
+    stream: bool
+    seed: Seed
+    capabilities: dict[str, Annotated[Any, CAPABILITY]]
+
+
+ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig}
+
+#: Numbers inside nodes whose range their constructor would refuse too, but only after minutes.
+NODE_SETTINGS: dict[str, Any] = {
+    "lr": Positive,
+    "eps": NotNegative,
+    "weight_decay": NotNegative,
+    "momentum": NotNegative,
+    "betas": list[PartialShare],
+    "chunk_size": Count,
+    "every_n_steps": Count,
+    "keep": Count,
+    "count": Count,
+    "seconds_between_updates": Positive,
+    "seconds_between_lines": Positive,
+}

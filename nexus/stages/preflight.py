@@ -1,0 +1,60 @@
+"""What the doors add to `config.check`: secrets in settings, and whether the run folder can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nexus.errors import Problem
+from nexus.storage.redaction import is_secret_key, redact_text
+from nexus.storage.run_folder import holds_run, output_problem
+
+
+def train_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]:
+    """Problems of a training run that the settings alone do not show.
+
+    Args:
+        config: resolved, plain containers.
+        raw: the same with its interpolations; a secret that comes from the environment is none.
+
+    Returns:
+        Problems; nothing stays behind on the disk.
+    """
+    problems = secret_problems(config, raw)
+    if config["dry_run"] or config["resume"] is not None:
+        return problems
+    if config["run_dir"] is None:
+        found = output_problem(Path(config["paths"]["output_dir"]), key="paths.output_dir")
+        return [*problems, found] if found is not None else problems
+    folder = Path(config["run_dir"])
+    found = output_problem(folder, key="run_dir")
+    if found is None and holds_run(folder):
+        remedy = f"continue it with resume={folder}, or choose another run_dir"
+        found = Problem("E-OUT-04", "run_dir", f"{str(folder)!r} holds a run already", remedy)
+    return [*problems, found] if found is not None else problems
+
+
+def secret_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]:
+    """Secrets that stand in the settings themselves.
+
+    Args:
+        config: resolved, plain containers; not read, it makes this a check like the others.
+        raw: with its interpolations.
+
+    Returns:
+        `E-SEC-07` for each, without the secret.
+    """
+    return list(_secrets(raw, ""))
+
+
+def _secrets(tree: Any, key: str) -> Iterator[Problem]:
+    if isinstance(tree, Mapping):
+        for name, entry in tree.items():
+            yield from _secrets(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for index, entry in enumerate(tree):
+            yield from _secrets(entry, f"{key}.{index}")
+    elif isinstance(tree, str) and tree and "${" not in tree and (is_secret_key(key) or redact_text(tree) != tree):
+        remedy = f"put it into an environment variable: '{key}=${{oc.env:NAME}}'"
+        yield Problem("E-SEC-07", key, "a secret stands in the settings", remedy)
