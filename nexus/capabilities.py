@@ -10,7 +10,7 @@ from nexus.config.capabilities import CapabilityInfo, read_capabilities
 
 def describe(info: CapabilityInfo) -> str:
     """Two lines about a capability."""
-    use = f"+capability={info.name}" if info.status == "ready" else f"needs {info.needs}"
+    use = f"+capability={info.name}" if info.status == "ready" else f"comes with: {info.part}"
     return f"  {info.name:<20} {info.status:<8} {'+'.join(info.requires):<24} {use}\n  {'':<20} {info.description}"
 
 
@@ -21,7 +21,7 @@ def main() -> int:
     capabilities, lists = read_capabilities()
     ready = sum(info.status == "ready" for info in capabilities.values())
     print(f"{len(capabilities)} capabilities, {ready} ready\n")
-    print(f"  {'name':<20} {'status':<8} {'modalities':<24} how to use it, or what is missing")
+    print(f"  {'name':<20} {'status':<8} {'modalities':<24} how to use it, or which part brings it")
     for info in capabilities.values():
         print(describe(info))
     print("\nlists of several")

@@ -1,21 +1,81 @@
-"""Trains a capability, measures it before and after, and packages the result."""
+"""Door: trains a capability or on own rows, measures before and after, and packages the result."""
 
 from __future__ import annotations
 
+import json
 import sys
+from datetime import datetime
+from pathlib import Path
 
-from nexus.config.compose import Job, run_hydra
+from nexus.config.compose import Done, Job, run_hydra
 from nexus.stages.preflight import train_problems
 
 
-def train(job: Job) -> None:
-    """Print what a checked job would do."""
-    print(f"{job.name or 'job'}: {', '.join(job.config['capabilities']) or 'own data'} with {job.config['method']['name']}")
+def train(job: Job) -> Path | None:
+    """Do one job; torch is imported when everything that can be known without it is known to be good."""
+    config = job.config
+    if config["dry_run"]:
+        from nexus.stages.dry_run import show
+
+        show(config)
+        return None
+    from nexus.stages.dry_run import insist_on_fit
+    from nexus.stages.prepare import prepare
+    from nexus.storage.run_folder import create_run_folder
+
+    resume = config["resume"] is not None
+    if resume and finished(Path(config["resume"])):
+        return Path(config["resume"])
+    prepared = prepare(config)
+    prepared.corpus.setup("fit")
+    insist_on_fit(config, prepared.facts, row_tokens=prepared.corpus.mean_tokens)
+    folder = Path(config["resume"]).resolve() if resume else create_run_folder(folder_of(job), key="run_dir")
+    from nexus.stages.run import train as run
+
+    run({**config, "resume": None, "run_dir": None}, folder, prepared, resume=resume)
+    return folder
+
+
+def finished(folder: Path) -> bool:
+    """True, and said so, if the run in `folder` has nothing left to do."""
+    report = folder / "report.json"
+    if not report.is_file() or json.loads(report.read_text())["status"] != "finished":
+        return False
+    print(f"the run is finished; its report is {report}")
+    return True
+
+
+def folder_of(job: Job) -> Path:
+    """Where a new run goes: `run_dir`, else a dated name under `paths.output_dir`; the jobs of a sweep go inside."""
+    from nexus.storage.run_folder import run_name
+
+    config = job.config
+    if config["run_dir"] is not None:
+        parent = Path(config["run_dir"])
+    else:
+        capabilities = list(config["capabilities"])
+        name = run_name(capabilities=capabilities, method=config["method"]["name"], when=STARTED)
+        parent = Path(config["paths"]["output_dir"]) / (f"{STARTED:%Y%m%d-%H%M%S}_sweep" if job.count > 1 else name)
+    return parent / f"{job.index}_{job.name.replace('/', '-')}" if job.count > 1 else parent
+
+
+def compare(done: list[Done]) -> None:
+    """Table, CSV and plot over the finished jobs of a sweep."""
+    from rich.console import Console
+
+    from nexus.stages.sweep import compare as compare_runs
+
+    folders = [entry.result for entry in done if entry.result is not None]
+    if folders:
+        compare_runs(folders[0].parent, folders, Console())
+
+
+STARTED = datetime.now()  # one time for all jobs of a sweep
 
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(train, "train", extra=train_problems)
+    return run_hydra(train, "train", extra=train_problems, finish=compare)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class StepCheckpoint(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Write one checkpoint and remove what is too old."""
-        trainer.save_checkpoint(self.path(trainer.global_step))
+        trainer.save_checkpoint(self.path(trainer.global_step), weights_only=False)  # False: with the optimizer
         if trainer.is_global_zero:
             for _, old in checkpoints(self.folder)[: -self.keep]:
                 old.unlink()

@@ -45,9 +45,7 @@ class TrainingProgress(Callback):
                 TimeRemainingColumn(), console=self.console,
             )  # fmt: skip
             self._bar.start()
-            self._task = self._bar.add_task(
-                "train", total=trainer.max_steps, completed=trainer.global_step, numbers=""
-            )
+            self._task = self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, numbers="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

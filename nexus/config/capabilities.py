@@ -21,14 +21,14 @@ class CapabilityInfo:
         status: `ready` or `planned`.
         description: what the model can do afterwards.
         requires: modalities that the model must have.
-        needs: what is missing to build it; empty if ready.
+        part: the part of the project that brings it; empty if ready.
     """
 
     name: str
     status: str
     description: str
     requires: tuple[str, ...]
-    needs: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_capabilities() -> tuple[dict[str, CapabilityInfo], dict[str, Capability
             status=entry["status"],
             description=entry["description"],
             requires=tuple(entry["requires"]),
-            needs=entry["needs"] if entry["status"] == "planned" else "",
+            part=entry["part"] if entry["status"] == "planned" else "",
         )
     return dict(sorted(found.items(), key=lambda item: (item[1].status != "ready", item[0]))), lists
 

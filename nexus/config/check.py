@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,8 @@ Extra = Callable[[dict[str, Any], dict[str, Any]], Iterable[Problem]]
 
 #: Nodes that get arguments from the run, so that none is missing in the config.
 _COMPLETED_BY_RUN = ("method.module", "method.optimizer", "callbacks.")
+_UNRESOLVED = "E-CFG-10"
+_REFERENCE = re.compile(r"^\$\{[\w.]+\}$")
 #: Settings that say where and whether, not what.
 _NOT_IDENTITY = ("run_dir", "resume", "dry_run", "paths")
 
@@ -58,24 +61,65 @@ def check(cfg: DictConfig, *, root: str, extra: Extra | None = None) -> list[Pro
     """
     if root not in ROOTS:
         raise ValueError(f"no root {root!r}")
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
-    problems = refused_targets(raw)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    problems += [Problem("E-CFG-07", key, "this must be given", f"give {key}=VALUE") for key in missing]
+    missing = [Problem("E-CFG-07", key, "this must be given", f"give {key}=VALUE") for key in _missing(_raw(cfg), "")]
     if missing:
+        return [*refused_targets(_raw(cfg)), *missing]
+    problems = shape_problems(cfg, root=root)
+    if any(problem.code == _UNRESOLVED for problem in problems):
         return problems
+    plain = to_plain(cfg)
+    found = [*problems, *rule_problems(plain, root, problems)]
+    if extra is not None and not problems:
+        found += extra(plain, _raw(cfg))
+    return sorted(found, key=lambda problem: not problem.code.startswith("E-SEC"))
+
+
+def shape_problems(cfg: DictConfig, *, root: str) -> list[Problem]:
+    """Refused classes, unknown keys, wrong types and values out of range; no rules across groups.
+
+    Args:
+        cfg: as composed, with its interpolations; a `???` in it is left out.
+        root: root config.
+
+    Returns:
+        Problems in the order of the config; `E-CFG-10` alone with what was found before if it cannot be resolved.
+    """
+    raw = _raw(cfg)
+    problems = refused_targets(raw)
     try:
-        plain = to_plain(cfg)
+        resolved = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         return [*problems, _unresolved(error)]
+    assert isinstance(resolved, dict)
+    plain = {str(name): value for name, value in resolved.items()}
     problems += [p for p in refused_targets(plain) if p not in problems]
-    shape = schema_problems(plain, root) + node_problems(plain, completed_by_run=_COMPLETED_BY_RUN)
-    problems += shape
-    problems += rule_problems(plain, root, shape)
-    if extra is not None and not shape:
-        problems += extra(plain, {str(name): value for name, value in raw.items()})
-    return sorted(problems, key=lambda problem: not problem.code.startswith("E-SEC"))
+    problems += schema_problems(plain, root) + node_problems(plain, completed_by_run=_COMPLETED_BY_RUN)
+    return [p for p in problems if p.code != "E-CFG-02" or not _is_reference(raw, p.key)]
+
+
+def _raw(cfg: DictConfig) -> dict[str, Any]:
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    return {str(name): value for name, value in raw.items()}
+
+
+def _missing(tree: Any, key: str) -> Iterator[str]:
+    """Keys whose value is still `???`."""
+    if isinstance(tree, Mapping):
+        for name, entry in tree.items():
+            yield from _missing(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and tree == "???":
+        yield key
+
+
+def _is_reference(raw: Any, key: str) -> bool:
+    """True if the value is another setting's, which has the same problem itself."""
+    for part in key.split("."):
+        if isinstance(raw, Mapping) and part in raw:
+            raw = raw[part]
+        else:
+            return False
+    return isinstance(raw, str) and bool(_REFERENCE.match(raw))
 
 
 def warnings(config: Mapping[str, Any], *, root: str) -> list[str]:
@@ -104,4 +148,4 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 def _unresolved(error: OmegaConfBaseException) -> Problem:
     key = str(error.full_key or error.key or "configuration")
-    return Problem("E-CFG-07", key, str(error).split("\n")[0], "an interpolation must lead to a setting that exists")
+    return Problem(_UNRESOLVED, key, str(error).split("\n")[0], "an interpolation must lead to a setting that exists")

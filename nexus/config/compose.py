@@ -82,7 +82,7 @@ def run_hydra(
         if arguments.delegate:
             problems = override_problems(arguments.overrides, root, multirun=False)
             if problems:
-                raise ConfigError(problems)
+                raise ConfigError([problem for _, problem in problems])
             return _hand_to_hydra(words, root)
         jobs = make_jobs(
             arguments.overrides, root, multirun=arguments.multirun, extra=extra, config_dir=arguments.config_dir
@@ -117,9 +117,12 @@ def make_jobs(
     """
     from nexus.config.check import warnings
 
-    problems = override_problems(words, root, multirun=multirun)
-    if problems:
-        raise ConfigError(problems)
+    refused = override_problems(words, root, multirun=multirun)
+    if refused:
+        bad = {word for word, _ in refused}
+        rest = [] if multirun else _shape_of([word for word in words if word not in bad], root, config_dir)
+        raise ConfigError([*(problem for _, problem in refused), *rest])
+    problems: list[Problem] = []
     composed: list[tuple[dict[str, Any], list[str], str]] = []
     with _composer(root, config_dir) as compose:
         for overrides, name in _expand(words) if multirun else [(list(words), "")]:
@@ -158,6 +161,7 @@ def compose_config(root: str, words: Sequence[str]) -> Any:
 @contextmanager
 def _composer(root: str, config_dir: str | None) -> Iterator[Callable[[list[str]], Any]]:
     from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
 
     import nexus.config.resolvers  # noqa: F401  the resolvers that the YAML names
 
@@ -167,13 +171,28 @@ def _composer(root: str, config_dir: str | None) -> Iterator[Callable[[list[str]
         try:
             return compose(root, overrides=[*overrides, *further])
         except Exception as error:
-            mended = from_hydra(error, root)
-            if mended is None:
+            problem = from_hydra(error, root, names_below)
+            if problem is None:
                 raise
-            raise mended from error
+            raise ConfigError([problem]) from error
+
+    def names_below(key: str) -> list[str]:
+        found = OmegaConf.select(compose(root), key) if key else compose(root)
+        return [str(name) for name in found] if OmegaConf.is_dict(found) else []
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=root):
         yield one
+
+
+def _shape_of(words: list[str], root: str, config_dir: str | None) -> list[Problem]:
+    """Further problems of a command line of which some words are refused already: those of the other words' values."""
+    from nexus.config.check import shape_problems
+
+    try:
+        with _composer(root, config_dir) as compose:
+            return shape_problems(compose(words), root=root)
+    except ConfigError as error:
+        return list(error.problems)
 
 
 def _checked(cfg: Any, overrides: list[str], root: str, extra: Any) -> tuple[dict[str, Any], list[Problem]]:
@@ -188,7 +207,10 @@ def _checked(cfg: Any, overrides: list[str], root: str, extra: Any) -> tuple[dic
         taken = [word for word in overrides if word.lstrip("+").startswith("base_model")]
         if taken:
             raise NexusError(
-                "E-CFG-03", f"package and {taken[0]} both name the model", where="package", remedy="leave one of them out"
+                "E-CFG-03",
+                f"package and {taken[0]} both name the model",
+                where="package",
+                remedy="leave one of them out",
             )
         own = {"name": Path(cfg.package).resolve().name, "path": cfg.package, "tokenizer": None, "architecture": None}
         cfg = OmegaConf.merge(cfg, {"base_model": {**own, "revision": None, "chat_template": None}})
@@ -242,7 +264,10 @@ def _expand(words: Sequence[str]) -> Iterator[tuple[list[str], str]]:
             continue
         if not override.is_discrete_sweep():
             raise NexusError(
-                "E-CFG-05", "an interval has no end of values", where=word, remedy="name them: key=a,b or key=range(1,5)"
+                "E-CFG-05",
+                "an interval has no end of values",
+                where=word,
+                remedy="name them: key=a,b or key=range(1,5)",
             )
         choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
     for combination in itertools.product(*choices):
@@ -275,7 +300,9 @@ def _work(task: Callable[[Job], Any], jobs: list[Job], finish: Callable[[list[Do
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise NexusError("E-CFG-05", message, where="command line", remedy="settings are given as key=value; see --help")
+        raise NexusError(
+            "E-CFG-05", message, where="command line", remedy="settings are given as key=value; see --help"
+        )
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -328,10 +355,10 @@ def _hand_to_hydra(words: Sequence[str], root: str) -> int:
     except SystemExit as ended:
         return int(ended.code or 0)
     except Exception as error:
-        mended = from_hydra(error, root)
-        if mended is None:
+        problem = from_hydra(error, root, lambda key: [])
+        if problem is None:
             raise
-        raise mended from error
+        raise ConfigError([problem]) from error
     finally:
         sys.argv = argv
         if full_error is None:

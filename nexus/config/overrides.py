@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nexus.config.folders import groups
 from nexus.config.walk import kind_of, nearest, unknown_key
-from nexus.errors import NexusError, Problem
+from nexus.errors import Problem
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -42,7 +42,7 @@ def quote_verbatim(words: Sequence[str], keys: Sequence[str]) -> list[str]:
     return quoted
 
 
-def override_problems(words: Sequence[str], root: str, *, multirun: bool) -> list[Problem]:
+def override_problems(words: Sequence[str], root: str, *, multirun: bool) -> list[tuple[str, Problem]]:
     """What is wrong with each override by itself.
 
     Args:
@@ -51,35 +51,42 @@ def override_problems(words: Sequence[str], root: str, *, multirun: bool) -> lis
         multirun: True if several values mean several runs.
 
     Returns:
-        Problems in the order of the command line.
+        Words with their problems, in the order of the command line.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    problems: list[Problem] = []
+    problems: list[tuple[str, Problem]] = []
     for word in words:
         try:
             override = parser.parse_override(word)
         except HydraException as error:
-            problems.append(_syntax(word, str(error)))
+            problems.append((word, _syntax(word, str(error))))
             continue
-        problems += _override_problems(override, word, root, multirun)
+        problems += [(word, problem) for problem in _override_problems(override, word, root, multirun)]
     return problems
 
 
 def _syntax(word: str, complaint: str) -> Problem:
     if word.startswith("-"):
-        return Problem("E-CFG-05", word, "this is no option", f"settings are given as key=value: {word.lstrip('-')}=VALUE")
+        return Problem(
+            "E-CFG-05", word, "this is no option", f"settings are given as key=value: {word.lstrip('-')}=VALUE"
+        )
     if "=" not in word:
         near = nearest(word, [*groups()["capability"], *groups()])
         if near in groups()["capability"]:
             return Problem("E-CFG-05", word, "this is not key=value", f"did you mean +capability={near}?")
         return Problem("E-CFG-05", word, "this is not key=value", f"write {word}=VALUE without spaces around =")
     key = word.partition("=")[0]
-    reason = next((line for line in complaint.split("\n") if line and not line.startswith(("Error parsing", "See "))), "")
+    reason = next(
+        (line for line in complaint.split("\n") if line and not line.startswith(("Error parsing", "See "))), ""
+    )
     return Problem(
-        "E-CFG-05", key, f"cannot read {word!r}: {reason}", f"put text between quotes: '{key}=\"...\"'; a list is {key}=[a,b]"
+        "E-CFG-05",
+        key,
+        f"cannot read {word!r}: {reason}",
+        f"put text between quotes: '{key}=\"...\"'; a list is {key}=[a,b]",
     )
 
 
@@ -89,15 +96,32 @@ def _override_problems(override: Override, word: str, root: str, multirun: bool)
         return
     if override.is_sweep_override() and not multirun:
         yield Problem(
-            "E-CFG-05", key, f"{word!r} has several values", f"add -m to try them all; a list is {key}=[a,b]; quote text"
+            "E-CFG-05",
+            key,
+            f"{word!r} has several values",
+            f"add -m to try them all; a list is {key}=[a,b]; quote text",
         )
         return
-    if key in groups() or key in ("capabilities", "encoder", "decoder", "teacher", "base_models", "methods", "datasets"):
+    if key in groups() or key in (
+        "capabilities",
+        "encoder",
+        "decoder",
+        "teacher",
+        "base_models",
+        "methods",
+        "datasets",
+    ):
         yield from _group_problems(override, key, root)
     elif not override.is_delete():
         kind, unknown, siblings = kind_of(key, root)
-        if kind is None:
-            yield unknown_key(unknown, root, [*siblings, *(groups() if "." not in unknown else ())])
+        if kind is None and unknown in groups():
+            plus = "+" if unknown == "capability" else ""
+            yield Problem(
+                "E-CFG-06", key, f"{unknown} is a group, its options are chosen as a whole", f"{plus}{unknown}=NAME"
+            )
+        elif kind is None:
+            more = groups() if "." not in unknown else ()
+            yield unknown_key(unknown, root, list(dict.fromkeys([*siblings, *more])))
 
 
 def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem]:
@@ -108,12 +132,17 @@ def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem
             return
         near = nearest(key, list(groups())) or key
         plus = "+" if near == "capability" else ""
-        yield Problem("E-CFG-06", key, f"{key}={given} chooses nothing", f"the group is called {near}: {plus}{near}={given}")
+        yield Problem(
+            "E-CFG-06", key, f"{key}={given} chooses nothing", f"the group is called {near}: {plus}{near}={given}"
+        )
         return
     plus = override.is_add()
     if key == _CARDS:
         yield Problem(
-            "E-CFG-06", key, "a card needs a place", f"write +dataset@data.sources.mine={given}, or choose a +capability"
+            "E-CFG-06",
+            key,
+            "a card needs a place",
+            f"write +dataset@data.sources.mine={given}, or choose a +capability",
         )
         return
     if override.is_delete():
@@ -125,7 +154,9 @@ def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem
     elif key == "capability" and not plus:
         yield Problem("E-CFG-06", key, "add capabilities with +", f"write +capability={given}")
     elif key != "capability" and plus:
-        yield Problem("E-CFG-06", key, "choose groups with =, only capabilities are added with +", f"write {key}={given}")
+        yield Problem(
+            "E-CFG-06", key, "choose groups with =, only capabilities are added with +", f"write {key}={given}"
+        )
     elif key not in _SEVERAL and isinstance(override.value(), list):
         yield Problem("E-CFG-06", key, "one option can be chosen", f"to try several: -m {key}={given}")
     options = groups()[key]
@@ -151,15 +182,16 @@ def _option_names(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def from_hydra(error: Exception, root: str) -> NexusError | None:
+def from_hydra(error: Exception, root: str, names_below: Callable[[str], list[str]]) -> Problem | None:
     """Hydra's or OmegaConf's complaint about a composition in our form.
 
     Args:
         error: what composing raised.
         root: root config.
+        names_below: gives the names that exist below a dotted key.
 
     Returns:
-        The error to print; None if it is none of theirs, that is, a bug.
+        The problem to print; None if it is none of theirs, that is, a bug.
     """
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
@@ -172,24 +204,26 @@ def from_hydra(error: Exception, root: str) -> NexusError | None:
         options = list(error.options or [])
         near = nearest(missing.rpartition("/")[2], options)
         remedy = f"did you mean {near}?" if near else f"there is {', '.join(options) or 'nothing of that kind'}"
-        return NexusError("E-CFG-01", f"there is no {missing}", where="configuration", remedy=remedy)
+        return Problem("E-CFG-01", missing.partition("/")[0], f"there is no {missing}", remedy)
     if isinstance(error, YAMLError):
         mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}:{mark.line + 1}" if mark is not None else ""
-        return NexusError("E-CFG-08", f"not valid YAML: {first}", where=place, remedy="mend the file")
+        place = f"{mark.name}:{mark.line + 1}" if mark is not None else "a settings file"
+        return Problem(
+            "E-CFG-08", place, f"not valid YAML: {getattr(error, 'problem', None) or first}", "mend the file"
+        )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if match := re.search(r"An item is already at '([^']+)'", text):
-        return NexusError("E-CFG-06", "this setting exists already", where=match[1], remedy=f"without +: {match[1]}=VALUE")
+        return Problem("E-CFG-06", match[1], "this setting exists already", f"without +: {match[1]}=VALUE")
     if match := re.search(r"([\w/@.]+) appears more than once in the final defaults list", text):
         name = match[1].split("@")[-1]
-        message = f"{name} was chosen twice; a list such as all_text holds it already"
-        return NexusError("E-CFG-06", message, where="capability", remedy="name it once")
+        return Problem(
+            "E-CFG-06", name, "it was chosen twice; a list such as all_text holds it already", "name it once"
+        )
     if match := re.search(r"Could not (?:override|delete from config)[^']*'([^']+)'", text):
-        key = match[1]
-        _, unknown, siblings = kind_of(key, root)
-        problem = unknown_key(unknown, root, siblings)
-        return NexusError(problem.code, problem.message, where=problem.key, remedy=problem.remedy)
+        parent = match[1].rpartition(".")[0]
+        _, unknown, siblings = kind_of(match[1], root)
+        return unknown_key(unknown, root, siblings or names_below(parent))
     detail = str(error.__cause__).split("\n")[0] if error.__cause__ is not None else ""
     message = first if not detail or detail in first else f"{first}: {detail}"
-    return NexusError("E-CFG-05", message, where="command line", remedy="see --help for groups and settings")
+    return Problem("E-CFG-05", "command line", message, "see --help for groups and settings")

@@ -94,7 +94,8 @@ def _capabilities_exist(config: Config) -> Iterator[Problem]:
 
 @_rule("train", reads=("capabilities",))
 def _capabilities_are_trainable(config: Config) -> Iterator[Problem]:
-    measured = [name for name in config["capabilities"] if name in MEASURED_ONLY]
+    capabilities = config["capabilities"]
+    measured = [name for name in capabilities if name in MEASURED_ONLY] if set(capabilities) <= {*MEASURED_ONLY} else []
     for name in measured:
         yield Problem(
             "E-CAP-02",
@@ -102,7 +103,7 @@ def _capabilities_are_trainable(config: Config) -> Iterator[Problem]:
             "there is nothing to train: it is a property of the run time",
             "leave it out; python -m nexus.evaluate is where it is measured",
         )
-    yield from _planned({k: v for k, v in config["capabilities"].items() if k not in measured})
+    yield from _planned({name: entry for name, entry in capabilities.items() if name not in measured})
 
 
 @_rule("evaluate", "generate", reads=("capabilities",))
@@ -116,7 +117,7 @@ def _planned(capabilities: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]
             yield Problem(
                 "E-CAP-01",
                 f"capabilities.{name}",
-                f"the capability {name} is planned, not built yet; it needs {entry['needs']}",
+                f"the capability {name} is planned, not built yet; it comes with {entry['part']}",
                 f"ready are: {', '.join(ready_names())}",
             )
 
@@ -159,7 +160,9 @@ def _something_to_learn(config: Config) -> Iterator[Problem]:
             f"train on one, then on the other from its package; leave out {own} or +capability",
         )
     if config["data"]["validation"] and not own:
-        yield Problem("E-CFG-03", "data.validation", "held-out rows without rows to train on", "give data.train=FILE too")
+        yield Problem(
+            "E-CFG-03", "data.validation", "held-out rows without rows to train on", "give data.train=FILE too"
+        )
 
 
 @_rule("evaluate", reads=("capabilities", "data"))
@@ -202,10 +205,15 @@ def _weights_are_named(config: Config) -> Iterator[Problem]:
         )
     if model["architecture"] is not None:
         if "model_type" not in model["architecture"]:
-            yield Problem("E-CFG-07", "base_model.architecture.model_type", "the setting is missing", "for example qwen3")
+            yield Problem(
+                "E-CFG-07", "base_model.architecture.model_type", "the setting is missing", "for example qwen3"
+            )
         if model["tokenizer"] is None:
             yield Problem(
-                "E-CFG-07", "base_model.tokenizer", "a new model needs a tokenizer", "base_model.tokenizer=asset:nexus_tiny"
+                "E-CFG-07",
+                "base_model.tokenizer",
+                "a new model needs a tokenizer",
+                "base_model.tokenizer=asset:nexus_tiny",
             )
     if model["trust_remote_code"] and model["revision"] is None:
         yield Problem(
@@ -253,7 +261,12 @@ def folder_problem(value: str, key: str) -> Problem | None:
         return Problem("E-MIS-01", key, f"= {value!r} is a run, not a package", f"its package is {path / 'package'}")
     if path.exists():
         return Problem("E-MIS-01", key, f"= {value!r} is a file, not a folder of weights", "give its folder")
-    if value.count("/") == 1 and not value.startswith((".", "/", "~")) and not path.parent.is_dir() and key != "package":
+    if (
+        value.count("/") == 1
+        and not value.startswith((".", "/", "~"))
+        and not path.parent.is_dir()
+        and key != "package"
+    ):
         return None
     siblings = [str(path.parent / p.name) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     return Problem("E-MIS-01", key, f"= {value!r}: there is no such folder", _choices(value, siblings))
@@ -290,7 +303,10 @@ def _metrics_have_cards(config: Config) -> Iterator[Problem]:
     for name, entry in config["capabilities"].items():
         if entry["status"] == "ready" and not any("eval" in card["roles"] for card in entry["sources"].values()):
             yield Problem(
-                "E-CFG-03", f"capabilities.{name}.sources", "no source has the role eval", "give one of them roles=[train,eval]"
+                "E-CFG-03",
+                f"capabilities.{name}.sources",
+                "no source has the role eval",
+                "give one of them roles=[train,eval]",
             )
 
 
@@ -310,6 +326,11 @@ def setting_warnings(config: Config, root: str) -> list[str]:
         f"W-CFG-01  {group}: method={config['method']['name']} does not use {', '.join(config[group])}"
         for group in ("encoders", "decoders", "teachers")
         if config[group]
+    ]
+    lines += [
+        f"W-CFG-06  capabilities.{name}: nothing to train; python -m nexus.evaluate measures it"
+        for name in config["capabilities"]
+        if name in MEASURED_ONLY
     ]
     hardware, data, scale = config["hardware"], config["data"], config["scale"]
     if hardware["micro_batch_size"] > data["global_batch_size"]:

@@ -36,7 +36,7 @@ class Limits:
 
     def __str__(self) -> str:
         words = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
-        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+        return " and ".join(f"{word} {limit}" for word, limit in words if limit is not None)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class PlannedCapability:
     status: str
     description: str
     requires: list[Modality]
-    needs: str
+    part: str
 
 
 CAPABILITY = By("status", {"ready": ReadyCapability, "planned": PlannedCapability}, "capability")
@@ -237,7 +237,7 @@ class Paths:
 
     data_dir: str
     output_dir: str
-    checkpoint_dir: str
+    checkpoint_dir: str | None
 
 
 @dataclass(frozen=True)
@@ -332,6 +332,9 @@ class GenerateConfig:
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig}
+
+#: Keys that a root may lack because nothing there reads them.
+MAY_BE_MISSING: dict[str, tuple[str, ...]] = {"evaluate": ("method.optimizer",)}
 
 #: Numbers inside nodes whose range their constructor would refuse too, but only after minutes.
 NODE_SETTINGS: dict[str, Any] = {

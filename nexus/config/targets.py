@@ -160,7 +160,9 @@ def _own_classes() -> tuple[str, ...]:
     found = []
     for folder in ("methods", "callbacks"):
         for path in sorted((PACKAGE / folder).glob("*.py")):
-            classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+            classes = [
+                node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
+            ]
             found += [f"nexus.{folder}.{path.stem}.{node.name}" for node in classes]
     return tuple(found)
 

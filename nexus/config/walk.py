@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nexus.config.schema import ROOTS, By, Limits, Node
+from nexus.config.schema import MAY_BE_MISSING, ROOTS, By, Limits, Node
 from nexus.errors import Problem
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -200,7 +200,7 @@ def _walk_shape(value: Any, shape: type, key: str, root: str) -> Iterator[Proble
         else:
             yield unknown_key(f"{prefix}{name}", root, list(known))
     for name in known:
-        if name not in value:
+        if name not in value and f"{prefix}{name}" not in MAY_BE_MISSING.get(root, ()):
             yield Problem("E-CFG-07", f"{prefix}{name}", "the setting is missing", f"give {describe(known[name])}")
 
 

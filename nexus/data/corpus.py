@@ -150,6 +150,11 @@ class Corpus:
             )
         self.data_sha256 = sha256_of_rows(self.rows)
 
+    @property
+    def mean_tokens(self) -> float:
+        """Mean tokens of a training row."""
+        return sum(len(row.input_ids) for row in self.rows) / len(self.rows)
+
     def sample(self, count: int) -> CorpusSample:
         """Tokenize the first rows without reading all of a generated source.
 
@@ -167,7 +172,9 @@ class Corpus:
         examples = examples[:count]
         for card in self._cards():
             if "train" in card["roles"]:
-                examples += self._convert(self._card_rows(card, self.view, "train", count), card["name"], card["fields"], count)
+                examples += self._convert(
+                    self._card_rows(card, self.view, "train", count), card["name"], card["fields"], count
+                )
                 available = smaller(card["rows"], self.rows_per_source)
                 total += round((len(examples) if available is None else available) * card["weight"])
         rows, _ = self._tokenize(examples, "tokenizing")

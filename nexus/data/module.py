@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from nexus.data.collate import collate_micro_batch
@@ -13,48 +14,53 @@ from nexus.errors import NexusError
 from nexus.types import MicroBatch
 
 
-class NexusDataModule(Corpus, LightningDataModule):
+class NexusDataModule(LightningDataModule):
     """Loaders over the rows of one training phase.
 
     Args:
-        **settings: arguments of `Corpus`.
+        corpus: rows that were set up.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        LightningDataModule.__init__(self)
-        Corpus.__init__(self, **settings)
+    def __init__(self, corpus: Corpus) -> None:
+        super().__init__()
+        self.corpus = corpus
+        self.packing = corpus.packing  # switched off for models whose attention cannot be packed
 
     def train_dataloader(self) -> StepLoader:
         """A loader whose items are optimizer steps: lists of micro-batches."""
         return StepLoader(
-            self.rows,
-            num_steps=self.max_steps,
-            epochs=self.epochs,
-            global_batch_size=self.global_batch_size,
-            micro_batch_size=self.micro_batch_size,
-            micro_batch_tokens=self.micro_batch_tokens,
+            self.corpus.rows,
+            num_steps=self.corpus.max_steps,
+            epochs=self.corpus.epochs,
+            global_batch_size=self.corpus.global_batch_size,
+            micro_batch_size=self.corpus.micro_batch_size,
+            micro_batch_tokens=self.corpus.micro_batch_tokens,
             packing=self.packing,
             pad_token_id=self.pad_token_id,
-            seed=self.seed,
-            shuffle=self.shuffle,
+            seed=self.corpus.seed,
+            shuffle=self.corpus.shuffle,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move every micro-batch of a step; Lightning does not know the dataclass."""
+        return [micro_batch.to(device) for micro_batch in batch]
+
     @property
     def pad_token_id(self) -> int:
         """Fills padded batches; it is masked everywhere, so a tokenizer without one loses nothing by id 0."""
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
+        for token in (self.corpus.tokenizer.pad_token_id, self.corpus.tokenizer.eos_token_id, 0):
             if isinstance(token, int):
                 return token
         raise NexusError("E-TOK-03", "the tokenizer's pad and eos tokens are not single tokens", where="base_model")
 
     def held_out_batches(self) -> list[MicroBatch]:
         """Held-out rows, one a micro-batch (rows are what is independent); empty if there are none."""
-        total = sum(row.num_target_tokens for row in self.held_out_rows)
+        total = sum(row.num_target_tokens for row in self.corpus.held_out_rows)
         return [
             collate_micro_batch(
                 [row], packing=self.packing, pad_token_id=self.pad_token_id, loss_scale=row.num_target_tokens / total
             )
-            for row in self.held_out_rows
+            for row in self.corpus.held_out_rows
         ]

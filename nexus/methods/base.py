@@ -132,10 +132,6 @@ class Method(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move every micro-batch; Lightning does not know the dataclass."""
-        return [micro_batch.to(device) for micro_batch in batch]
-
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches."""
         optimizer = self.optimizers()
@@ -189,8 +185,10 @@ class Method(LightningModule):
             output = self.loss(micro_batch)
             self.manual_backward(output.loss * micro_batch.loss_scale)
             for name, value in {"train/loss": output.loss.detach(), **output.metrics}.items():
-                metrics[name] = metrics[name] + value * micro_batch.loss_scale if name in metrics else (
-                    value * micro_batch.loss_scale
+                metrics[name] = (
+                    metrics[name] + value * micro_batch.loss_scale
+                    if name in metrics
+                    else (value * micro_batch.loss_scale)
                 )
         return metrics
 

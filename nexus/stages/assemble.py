@@ -1,4 +1,4 @@
-"""Turns a checked, resolved config into the objects of a run: tokenizer, data module, method, trainer."""
+"""Turns a checked, resolved config into the objects of training: model, method, callbacks, trainer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from lightning.pytorch import Trainer
 
 from nexus.callbacks.checkpoint import AtomicCheckpointIO
 from nexus.config.build import instantiate_dict, instantiate_node
-from nexus.data.module import NexusDataModule
+from nexus.data.corpus import Corpus
 from nexus.data.template import encode_prompts
 from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
 from nexus.methods.base import Method
-from nexus.models.facts import read_facts, resolve_model
 from nexus.models.loader import load_model
-from nexus.models.tokenizer import load_tokenizer
 
 
 def device_of(config: dict[str, Any]) -> tuple[Device, str]:
@@ -23,54 +21,6 @@ def device_of(config: dict[str, Any]) -> tuple[Device, str]:
     hardware = config["hardware"]
     device = choose_device(probe_devices(probe_host()), accelerator=hardware["accelerator"])
     return device, choose_precision(device, precision=hardware["precision"])
-
-
-def make_tokenizer(config: dict[str, Any]) -> Any:
-    """Tokenizer of the base model, with the chat template that the config names, if any."""
-    base_model = config["base_model"]
-    return load_tokenizer(
-        path=base_model["tokenizer"] or base_model["path"],
-        revision=base_model["revision"],
-        chat_template=base_model["chat_template"],
-        trust_remote_code=base_model["trust_remote_code"],
-        vocab_rows=vocab_rows(base_model),
-        needs_chat_template=bool(config["capabilities"]),
-    )
-
-
-def vocab_rows(base_model: dict[str, Any]) -> int:
-    """Rows of the input embedding, from the architecture or the folder's config; reads no weights."""
-    if base_model["architecture"]:
-        return int(base_model["architecture"]["vocab_size"])
-    return read_facts(resolve_model(base_model["path"], base_model["revision"])).vocab_size
-
-
-def make_data(config: dict[str, Any], tokenizer: Any) -> NexusDataModule:
-    """Data module over the capabilities' sources or the user's own files."""
-    data, method, hardware, scale = config["data"], config["method"], config["hardware"], config["scale"]
-    return NexusDataModule(
-        sources={name: capability["sources"] for name, capability in config["capabilities"].items()}
-        | ({"data": data["sources"]} if data["sources"] else {}),
-        train=data["train"],
-        validation=data["validation"],
-        validation_fraction=data["validation_fraction"],
-        view=method["view"],
-        count_tokens=method["count_tokens"],
-        max_seq_len=data["max_seq_len"],
-        long_rows=data["long_rows"],
-        packing=data["packing"],
-        global_batch_size=data["global_batch_size"],
-        micro_batch_size=hardware["micro_batch_size"],
-        micro_batch_tokens=hardware["micro_batch_tokens"],
-        shuffle=data["shuffle"],
-        seed=config["seed"],
-        epochs=method["epochs"],
-        max_steps=method["max_steps"] or scale["max_steps"],
-        rows_per_source=scale["rows_per_source"],
-        eval_prompts=scale["eval_prompts"],
-        max_bad_rows=data["max_bad_rows"],
-        tokenizer=tokenizer,
-    )
 
 
 def model_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -115,17 +65,23 @@ def make_method(config: dict[str, Any], *, total_steps: int) -> Method:
     return made
 
 
-def make_callbacks(config: dict[str, Any], folder: Path, data: NexusDataModule, tokenizer: Any) -> list[Any]:
+def checkpoint_folder(config: dict[str, Any], folder: Path) -> Path:
+    """`checkpoints` of the run folder, or the run's own folder under `paths.checkpoint_dir`."""
+    root = config["paths"]["checkpoint_dir"]
+    return Path(root) / folder.name if root else folder / "checkpoints"
+
+
+def make_callbacks(config: dict[str, Any], folder: Path, corpus: Corpus, tokenizer: Any) -> list[Any]:
     """Callbacks by name, each with what only the run knows: its files, its prompts."""
     capabilities = config["capabilities"]
-    examples = {name: data.eval_prompts(name) for name in capabilities}
+    examples = {name: corpus.eval_prompts(name) for name in capabilities}
     prompts = {
         example.id: ids
         for chosen in examples.values()
         for example, ids in zip(chosen[:8], encode_prompts(tokenizer, chosen[:8]), strict=True)
     }
     from_run: dict[str, dict[str, Any]] = {
-        "checkpoint": {"folder": str(folder / "checkpoints")},
+        "checkpoint": {"folder": str(checkpoint_folder(config, folder))},
         "metrics_csv": {"path": str(folder / "metrics.csv")},
         "samples": {
             "path": str(folder / "samples.jsonl"),
@@ -135,7 +91,7 @@ def make_callbacks(config: dict[str, Any], folder: Path, data: NexusDataModule, 
         },
     }
     nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
-    return [instantiate_node(node, **from_run[name] if name in from_run else {}) for name, node in nodes.items()]
+    return [instantiate_node(node, **from_run.get(name, {})) for name, node in nodes.items()]
 
 
 def make_trainer(config: dict[str, Any], folder: Path, callbacks: list[Any], total_steps: int) -> Trainer:

@@ -12,6 +12,7 @@ from nexus.data.template import encode_prompts
 from nexus.errors import NexusError
 from nexus.rollout.generate import generate
 from nexus.stages import assemble
+from nexus.stages.prepare import base_facts, make_tokenizer
 from nexus.types import Example, Message
 
 
@@ -26,7 +27,7 @@ def chat(config: dict[str, Any]) -> None:
     """
     if config["hardware"]["threads"]:
         torch.set_num_threads(config["hardware"]["threads"])
-    tokenizer = assemble.make_tokenizer(config)
+    tokenizer = make_tokenizer(config, base_facts(config["base_model"]))
     model = assemble.load_for_inference(config)
     messages: list[Message] = [{"role": "system", "content": config["system"]}] if config["system"] else []
     for turn, text in enumerate(_inputs(config["prompt"])):

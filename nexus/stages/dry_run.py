@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from nexus.data.corpus import Corpus
 from nexus.data.masked_sample import masked_sample
 from nexus.errors import NexusError
 from nexus.hardware.memory_plan import MemoryPlan, MemorySettings, format_bytes, memory_problem, plan_memory
 from nexus.hardware.probe import probe_host
 from nexus.models.facts import StoredTensor, read_tensors, resolve_model
+from nexus.stages.prepare import prepare
 from nexus.types import ModelFacts
 
 _SAMPLE_ROWS = 64
@@ -130,23 +130,22 @@ def insist_on_fit(config: dict[str, Any], facts: ModelFacts, *, row_tokens: floa
     return plan
 
 
-def show(config: dict[str, Any], corpus: Corpus, tokenizer: Any, facts: ModelFacts) -> None:
+def show(config: dict[str, Any]) -> None:
     """Print config, phases, one masked sample, counts and plans.
 
     Args:
         config: checked and resolved.
-        corpus: the run's rows, not read yet.
-        tokenizer: of the base model.
-        facts: of the base model.
 
     Raises:
-        NexusError: whatever the data or the plan shows to be wrong.
+        NexusError: whatever the model's folder, the data or the plan shows to be wrong.
     """
     console = Console()
+    prepared = prepare(config)
+    corpus, facts = prepared.corpus, prepared.facts
     console.print(Syntax(OmegaConf.to_yaml(OmegaConf.create(config)), "yaml", background_color="default"))
     sample = corpus.sample(_SAMPLE_ROWS)
     console.rule("one row as the model sees it (learned tokens in green)")
-    console.print(masked_sample(tokenizer, sample.rows[0]))
+    console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
     row_tokens = sum(len(row.input_ids) for row in sample.rows) / len(sample.rows)
     counts = count_parameters(facts, config["adapter"])
     plan = insist_on_fit(config, facts, row_tokens=row_tokens)
@@ -166,7 +165,9 @@ def show(config: dict[str, Any], corpus: Corpus, tokenizer: Any, facts: ModelFac
         table.add_row(*row)
     console.print(table)
     weights = facts.num_parameters * 4
-    disk = counts.trainable * 12 * config["callbacks"]["checkpoint"]["keep"] + weights + counts.adapter * 4
+    checkpoint = config["callbacks"]["checkpoint"]
+    kept = checkpoint["keep"] if checkpoint else 0
+    disk = counts.trainable * 12 * kept + weights + counts.adapter * 4
     tokens = steps * config["data"]["global_batch_size"] * row_tokens
     seconds = training_flops(facts, counts, tokens) / matmul_flops_per_second() / _EFFICIENCY
     console.print(

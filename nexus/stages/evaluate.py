@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from nexus.data.module import NexusDataModule
 from nexus.stages import assemble
+from nexus.stages.prepare import Prepared
 from nexus.stages.report import plain_scores, print_scores
 from nexus.stages.scoring import score_model
 from nexus.storage.atomic import write_json
 
 
-def evaluate(config: dict[str, Any], output: Path | None) -> dict[str, Any]:
+def evaluate(config: dict[str, Any], prepared: Prepared, output: Path | None) -> dict[str, Any]:
     """Measure and print; write the scores too if a file is named.
 
     Args:
         config: checked and resolved, plain containers.
+        prepared: facts, tokenizer and corpus; its held-out rows have been read.
         output: JSON file for the scores, or None.
 
     Returns:
@@ -30,16 +33,13 @@ def evaluate(config: dict[str, Any], output: Path | None) -> dict[str, Any]:
     console = Console()
     if config["hardware"]["threads"]:
         torch.set_num_threads(config["hardware"]["threads"])
-    tokenizer = assemble.make_tokenizer(config)
-    data = assemble.make_data(config, tokenizer)
-    data.setup("test")
     model = assemble.load_for_inference(config)
     scoring = score_model(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=prepared.tokenizer,
         capabilities=config["capabilities"],
-        prompts={name: data.eval_prompts(name) for name in config["capabilities"]},
-        held_out=data.held_out_batches(),
+        prompts={name: prepared.corpus.eval_prompts(name) for name in config["capabilities"]},
+        held_out=NexusDataModule(prepared.corpus).held_out_batches(),
         batch_size=config["evaluation"]["batch_size"],
         tell=lambda line: console.print(line, highlight=False),
     )

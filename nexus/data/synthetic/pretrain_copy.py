@@ -150,7 +150,9 @@ def positions(rng: random.Random, split: str) -> Turns:
         Two to four turns about one list.
     """
     items = _items(rng, split, 3, 6)
-    start = rng.choice(("List: {}. ", "Here are some words: {}. ", "Given {}. ", "Items: {}\n")).format(", ".join(items))
+    start = rng.choice(("List: {}. ", "Here are some words: {}. ", "Given {}. ", "Items: {}\n")).format(
+        ", ".join(items)
+    )
     turns: Turns = []
     for _ in range(rng.randint(2, 4)):
         place = rng.randrange(len(items))
@@ -241,7 +243,14 @@ def template(rng: random.Random, split: str) -> Turns:
     slots = distinct(rng, lambda: rng.choice(w.NOUNS), 2)
     values = [value(rng, split), value(rng, split)]
     frame = rng.choice(
-        ("{%s} and {%s}", "Dear {%s}, see you at {%s}.", "{%s}: {%s}", "The {%s} is in {%s}.", "<{%s}> {%s}", "{%s}/{%s}")
+        (
+            "{%s} and {%s}",
+            "Dear {%s}, see you at {%s}.",
+            "{%s}: {%s}",
+            "The {%s} is in {%s}.",
+            "<{%s}> {%s}",
+            "{%s}/{%s}",
+        )
     ) % tuple(slots)
     given = ", ".join(f"{slot} = {text}" for slot, text in zip(slots, values, strict=True))
     answer = frame

@@ -64,7 +64,10 @@ TOPICS: tuple[tuple[str, str], ...] = (
     ("baby care|watch small children", "someone to watch my son|a sitter for tonight|mind the baby"),
     ("alarms and timers|wake people up", "wake me at seven|remind me in an hour|start a timer"),
     ("calendar|dates and meetings", "plan a meeting|when am I free|add an appointment"),
-    ("translation|turn text into other languages", "what does this mean in German|translate a letter|say it in Italian"),
+    (
+        "translation|turn text into other languages",
+        "what does this mean in German|translate a letter|say it in Italian",
+    ),
     ("measures|convert units", "how many feet is a mile|turn pounds into kilos|convert inches"),
     ("sums|calculate numbers", "add these numbers|what is the total|work out the sum"),
     ("songs|play music", "put on some jazz|play my favorite song|I want to hear music"),
@@ -148,10 +151,21 @@ def say(rng: random.Random, fields: list[tuple[str, Any, str]]) -> str:
     Returns:
         For instance "the red bag is Oslo, house size: 4 and with lamp drabo".
     """
-    frames = ("{k} is {v}", "the {k} is {v}", "{k} {v}", "{v} as {k}", "{k}: {v}", "{v} for the {k}", "with {k} {v}", "set {k} to {v}")
+    frames = (
+        "{k} is {v}",
+        "the {k} is {v}",
+        "{k} {v}",
+        "{v} as {k}",
+        "{k}: {v}",
+        "{v} for the {k}",
+        "with {k} {v}",
+        "set {k} to {v}",
+    )
     one = rng.choice(frames)
     parts = [
-        (one if rng.random() < 0.6 else rng.choice(frames)).format(k=key.replace("_", " ") if rng.random() < 0.8 else key, v=text)
+        (one if rng.random() < 0.6 else rng.choice(frames)).format(
+            k=key.replace("_", " ") if rng.random() < 0.8 else key, v=text
+        )
         for key, _, text in fields
     ]
     return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
@@ -179,7 +193,9 @@ def write_json(rng: random.Random, split: str) -> Turns:
     asked = [fields[index] for index in wanted]
     rng.shuffle(asked)
     keys = ", ".join(key for key, _, _ in asked)
-    ask = rng.choice(("Keys: {k}. Text: {t}.", "{t}. Give JSON with {k}.", "Write JSON with the keys {k} from: {t}", "{k}\n{t}"))
+    ask = rng.choice(
+        ("Keys: {k}. Text: {t}.", "{t}. Give JSON with {k}.", "Write JSON with the keys {k} from: {t}", "{k}\n{t}")
+    )
     return [(ask.format(k=keys, t=say(rng, fields)), _dump(asked))]
 
 
@@ -301,7 +317,9 @@ def choose(rng: random.Random, split: str) -> Turns:
         else:
             verb, noun = rng.choice(w.VERBS), rng.choice(w.NOUNS)
             offers.append(f"{verb} a {noun}")
-            answers.append(rng.choice((f"help me {verb} the {noun}", f"{verb} my {noun}", f"I want to {verb} a {noun}")))
+            answers.append(
+                rng.choice((f"help me {verb} the {noun}", f"{verb} my {noun}", f"I want to {verb} a {noun}"))
+            )
     labels = distinct(rng, lambda: identifier(rng, split), count)
     between = rng.choice((": ", " - ", " = ", " sells ", " (", " offers "))
     entries = "\n".join(f"{label}{between}{offer}" for label, offer in zip(labels, offers, strict=False))
@@ -364,5 +382,3 @@ def extract(rng: random.Random, split: str) -> Turns:
     text, questions = rng.choice(frames)
     chosen = rng.sample(questions, min(len(questions), rng.randint(2, 3)))
     return [(f"{text} {chosen[0][0]}", chosen[0][1]), *chosen[1:]]
-
-

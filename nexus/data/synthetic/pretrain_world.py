@@ -87,7 +87,10 @@ def numbers(rng: random.Random, split: str) -> Turns:
     Returns:
         Two or three turns about one list.
     """
-    items = [int(text) for text in distinct(rng, lambda: w.draw(rng, split, lambda r: str(_number(r, 999))), rng.randint(2, 5))]
+    items = [
+        int(text)
+        for text in distinct(rng, lambda: w.draw(rng, split, lambda r: str(_number(r, 999))), rng.randint(2, 5))
+    ]
     a, b = items[0], items[1]
     asks: Turns = [
         ("Largest?", str(max(items))), ("Smallest?", str(min(items))), ("How many numbers?", str(len(items))),
@@ -183,7 +186,10 @@ def scene(rng: random.Random, split: str) -> Turns:
     colors = [rng.choice(w.COLORS) for _ in shapes]
     sizes, places = [rng.choice(SIZES) for _ in shapes], rng.sample(PLACES, count)
     article = rng.random() < 0.5
-    parts = [f"{'a ' if article else ''}{s} {c} {x} at the {p}" for s, c, x, p in zip(sizes, colors, shapes, places, strict=True)]
+    parts = [
+        f"{'a ' if article else ''}{s} {c} {x} at the {p}"
+        for s, c, x, p in zip(sizes, colors, shapes, places, strict=True)
+    ]
     start = rng.choice(("The picture shows {}.", "Scene: {}.", "I see {}.", "There is {}.")).format(", ".join(parts))
     turns: Turns = []
     for _ in range(rng.randint(2, 4)):
@@ -250,5 +256,3 @@ def motion(rng: random.Random, split: str) -> Turns:
     ]  # fmt: skip
     chosen = rng.sample(asks, rng.randint(2, 3))
     return [(f"{start} {chosen[0][0]}", chosen[0][1]), *chosen[1:]]
-
-

@@ -103,7 +103,19 @@ JOBS = _words(
     scientist engineer carpenter cashier coach dancer designer detective electrician firefighter fisher
     """
 )
-COMPANY_ENDINGS = ("Labs", "Foods", "Motors", "Works", "Group", "Partners", "Systems", "Media", "Bank", "Energy", "Studio")
+COMPANY_ENDINGS = (
+    "Labs",
+    "Foods",
+    "Motors",
+    "Works",
+    "Group",
+    "Partners",
+    "Systems",
+    "Media",
+    "Bank",
+    "Energy",
+    "Studio",
+)
 STREET_ENDINGS = ("Street", "Road", "Lane", "Avenue", "Way", "Square", "Drive", "Court")
 FIRST_NAMES = _words(
     """

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from nexus.data.corpus import Corpus, split_held_out, track
 from nexus.data.masked_sample import GIVEN, LEARNED, masked_sample
-from nexus.data.corpus import split_held_out, track
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
 from nexus.types import Example
@@ -29,7 +29,7 @@ def card(generator: str, **changes: Any) -> dict[str, Any]:
     return settings | changes
 
 
-def module(tokenizer: Any, **changes: Any) -> NexusDataModule:
+def module(tokenizer: Any, **changes: Any) -> Corpus:
     settings: dict[str, Any] = {
         "sources": {},
         "train": None,
@@ -52,7 +52,7 @@ def module(tokenizer: Any, **changes: Any) -> NexusDataModule:
         "max_bad_rows": 0,
         "tokenizer": tokenizer,
     }
-    return NexusDataModule(**(settings | changes))
+    return Corpus(**(settings | changes))
 
 
 def write_rows(path: Path, count: int) -> str:
@@ -71,9 +71,9 @@ def test_own_file_with_held_out_share(tiny_tokenizer: Any, tmp_path: Path) -> No
     trained, held_out = ({row.id for row in rows} for rows in (data.rows, data.held_out_rows))
     assert trained | held_out == {f"own.jsonl:{i}" for i in range(1, 21)}
     assert not trained & held_out
-    steps = list(data.train_dataloader())
+    steps = list(NexusDataModule(data).train_dataloader())
     assert sorted(name for step in steps for batch in step for name in batch.ids) == sorted(trained)
-    assert sum(batch.loss_scale for batch in data.held_out_batches()) == pytest.approx(1.0)
+    assert sum(batch.loss_scale for batch in NexusDataModule(data).held_out_batches()) == pytest.approx(1.0)
     assert "18 rows" in data.describe()
     assert data.probe(5) == data.rows[0].input_ids[:5]
     rows = data.rows
@@ -102,7 +102,7 @@ def test_embedded_sources_commute_and_obey_the_scale(tiny_tokenizer: Any) -> Non
     data.setup()
     assert data.summary()["sources"] == {"nexus_tools": 16, "nexus_cot": 8}
     assert len(data.held_out_rows) == 10
-    assert data.num_steps == len(data.train_dataloader()) == 2
+    assert data.num_steps == len(NexusDataModule(data).train_dataloader()) == 2
     assert data.licences() == {"nexus_tools": "MIT", "nexus_cot": "MIT"}
     prompts = data.eval_prompts("tools")
     assert len(prompts) == 5

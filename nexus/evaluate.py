@@ -1,0 +1,28 @@
+"""Door: scores a package or a base model on capabilities or own rows, without training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from nexus.config.compose import Job, run_hydra
+
+
+def evaluate(job: Job) -> None:
+    """Do one job."""
+    from nexus.stages.evaluate import evaluate as run
+    from nexus.stages.prepare import prepare
+
+    prepared = prepare(job.config)
+    prepared.corpus.setup("test")
+    output = job.config["output"]
+    run(job.config, prepared, None if output is None else Path(output))
+
+
+def main() -> int:
+    """Run the door; returns the exit status."""
+    return run_hydra(evaluate, "evaluate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
