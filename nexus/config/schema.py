@@ -127,7 +127,7 @@ class SftMethod:
     max_steps: Count | None
     lr: Positive
     warmup_ratio: PartialShare
-    schedule: Literal["cosine", "linear", "constant"]
+    schedule: Literal["cosine", "linear", "constant", "wsd"]
     min_lr_ratio: Share
     weight_decay: NotNegative
     gradient_clip: Positive | None

@@ -23,15 +23,20 @@ from nexus.models.loader import load_model
 from nexus.types import LossOutput, MicroBatch
 
 
+#: Share of the steps in which `wsd` decays.
+_WSD_DECAY = 0.2
+
+
 def schedule_factor(step: int, *, schedule: str, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
     """Share of the peak learning rate that optimizer step `step` (from 0) uses.
 
     Args:
         step: index of the optimizer step.
-        schedule: `cosine`, `linear` or `constant`, after a linear warm-up.
+        schedule: after a linear warm-up `cosine`, `linear`, `constant`, or `wsd` (warm-up, stable, decay: constant until
+            the last fifth of the steps, then linear; arXiv 2404.06395, section 4).
         warmup_steps: steps of warm-up; the first step already learns.
         total_steps: steps of the whole phase.
-        min_ratio: share that is left at the end of `cosine` and `linear`.
+        min_ratio: share that is left at the end of all but `constant`.
 
     Returns:
         A number in (0, 1].
@@ -44,6 +49,9 @@ def schedule_factor(step: int, *, schedule: str, warmup_steps: int, total_steps:
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     if schedule == "constant":
         return 1.0
+    if schedule == "wsd":
+        decay_steps = max(1, round(_WSD_DECAY * total_steps))
+        return 1.0 - (1.0 - min_ratio) * min(1.0, max(0.0, (step - total_steps + decay_steps) / decay_steps))
     if schedule == "linear":
         return 1.0 - (1.0 - min_ratio) * progress
     if schedule == "cosine":
