@@ -60,8 +60,11 @@ format: $(VENV)/.test-ok ## rewrite the sources in the house's format
 tree: $(VENV)/.ok ## rewrite the tree in README.md from the files' docstrings
 	$(BIN)/python -m tests.architecture.readme_tree
 
-tiny: $(VENV)/.ok ## rebuild the shipped tiny model from nothing
-	$(BIN)/python -m nexus.train experiment=pretrain_nexus_tiny
+tiny: $(VENV)/.ok ## rebuild the shipped tiny model from nothing: tokenizer, training, package (more than an hour)
+	rm -rf outputs/nexus_tiny
+	$(BIN)/python -m nexus.data.synthetic.tokenizer OUT=nexus/assets/nexus_tiny
+	$(BIN)/python -m nexus.train experiment=pretrain_nexus_tiny run_dir=outputs/nexus_tiny
+	cp -R outputs/nexus_tiny/package/. nexus/assets/nexus_tiny/
 
 clean: ## remove the virtual environment, builds and caches; outputs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from nexus.config.compose import Job, run_hydra
+from nexus.stages.preflight import secret_problems
 
 
 def evaluate(job: Job) -> None:
@@ -21,7 +22,7 @@ def evaluate(job: Job) -> None:
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(evaluate, "evaluate")
+    return run_hydra(evaluate, "evaluate", extra=secret_problems)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from nexus.config.compose import Job, run_hydra
+from nexus.stages.preflight import secret_problems
 
 
 def generate(job: Job) -> None:
@@ -16,7 +17,7 @@ def generate(job: Job) -> None:
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(generate, "generate", verbatim=("prompt", "system"))
+    return run_hydra(generate, "generate", extra=secret_problems, verbatim=("prompt", "system"))
 
 
 if __name__ == "__main__":

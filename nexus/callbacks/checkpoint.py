@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from nexus.errors import NexusError
 
 _NAME = re.compile(r"step=(\d+)\.ckpt$")
+_PARTIAL = ".partial"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,22 +38,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("storage_options is not supported")
         final = Path(path)
-        partial = final.with_name(f".{final.name}.partial")
+        partial = final.with_name(f".{final.name}{_PARTIAL}")
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(checkpoint, partial)
             partial.replace(final)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise NexusError(
                 "E-OUT-04",
                 f"the checkpoint could not be written: {error.strerror or error}",
                 where=str(final),
                 remedy="free some space or make the folder writable, then resume the run; older checkpoints are intact",
             ) from error
+
+
+def _write(checkpoint: dict[str, Any], partial: Path) -> None:
+    """Write and flush one file; whatever goes wrong, no half of it stays."""
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -86,6 +95,12 @@ class StepCheckpoint(Callback):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.folder = Path(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a killed run left half-written."""
+        if trainer.is_global_zero:
+            for leftover in self.folder.glob(f".*{_PARTIAL}"):
+                leftover.unlink()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

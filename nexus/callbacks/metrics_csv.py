@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nexus.hardware.usage import memory_in_use_bytes
+from nexus.storage.atomic import write_text
 
 COLUMNS = (
     "step",
@@ -50,10 +52,11 @@ class MetricsCsv(Callback):
         self.rows = kept
         self._earlier_seconds = kept[-1]["seconds"] if kept else 0.0
         if trainer.is_global_zero:
-            with self.path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(kept)
+            table = io.StringIO(newline="")
+            writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows({**row, "step": int(row["step"]), "train/tokens": int(row["train/tokens"])} for row in kept)
+            write_text(self.path, table.getvalue())
         self._started = time.perf_counter()
         self._mark = (self._started, int(pl_module.tokens_seen))  # type: ignore[arg-type]
 
@@ -100,9 +103,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         path: the file; a missing one has no rows.
 
     Returns:
-        One dictionary of numbers per row, empty cells left out.
+        One dictionary of numbers per row, empty cells left out. A last line without its end is what a killed run was
+        writing; it is left out too.
     """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    text = path.read_bytes().decode()
+    lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    return [{name: float(cell) for name, cell in row.items() if cell} for row in lines]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from nexus.rollout.generate import generate
+from nexus.storage.atomic import write_text
 
 
 class Samples(Callback):
@@ -47,6 +48,13 @@ class Samples(Callback):
         self.max_new_tokens = max_new_tokens
         self.console = Console()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the answers that a resumed run will give again, and a line that a killed run did not finish."""
+        if not trainer.is_global_zero or not self.path.exists():
+            return
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")  # what follows the last line's end is unfinished
+        write_text(self.path, "".join(f"{li}\n" for li in lines if json.loads(li)["step"] <= trainer.global_step))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -66,7 +74,7 @@ class Samples(Callback):
             batch_size=len(self.prompts),
         )
         model.train(was_training)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             for name, answer in zip(self.prompts, answers, strict=True):
                 row = {"step": trainer.global_step, "id": name, "answer": answer.text, "finished": answer.finished}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

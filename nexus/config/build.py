@@ -13,8 +13,8 @@ def instantiate_node(node: Mapping[str, Any], **kwargs: Any) -> Any:
     """Make one object.
 
     Args:
-        node: resolved mapping with `_target_`; with `_partial_: true` the result is a function that still takes arguments.
-        **kwargs: further arguments that only the run knows; they reach the constructor as they are and win over the node.
+        node: resolved mapping with `_target_`; with `_partial_: true` the result still takes arguments.
+        **kwargs: what only the run knows; it reaches the constructor as it is and wins over the node.
 
     Returns:
         The object.

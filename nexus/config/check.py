@@ -132,7 +132,7 @@ def config_yaml(config: Mapping[str, Any], *, redact: Callable[[Any], Any]) -> s
 
     Args:
         config: resolved, plain containers.
-        redact: takes secrets out of plain containers; `storage.redaction.redact`, handed in because storage is a sibling.
+        redact: takes secrets out, `storage.redaction.redact`; handed in because storage is a sibling.
 
     Returns:
         YAML.

@@ -1,13 +1,14 @@
 """From the command line to checked jobs: what every Hydra door calls.
 
-Hydra composes and nothing else: the jobs run outside it, after all of them are known to be good, so it writes no folder,
-changes no directory and wraps no exception.
+Hydra composes and nothing else: the jobs run outside it, after all of them are known to be good, so it writes no
+folder, changes no directory and wraps no exception.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import re
 import sys
@@ -17,11 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nexus.config.folders import conf_dir
+from nexus.config.folders import conf_dir, groups
 from nexus.config.overrides import from_hydra, override_problems, quote_verbatim
 from nexus.errors import ConfigError, NexusError, Problem
 
 _INTERRUPTED = 130
+_HELP = """nexus {root}: choose every group with `=`, add capabilities with `+`.
+{lists}  see the settings:                        --cfg job      (other flags: --hydra-help)
+  what the capabilities are:               nexus capabilities
+"""
+_HELP_LISTS = """  several capabilities are a list:         '+capability=[cot,tools]'
+  a sweep over every combination:          -m +capability=cot,tools
+"""
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,8 @@ def run_hydra(
     words = quote_verbatim(sys.argv[1:], verbatim)
     try:
         arguments = _parse(words)
-        if arguments.delegate:
-            problems = override_problems(arguments.overrides, root, multirun=False)
-            if problems:
-                raise ConfigError([problem for _, problem in problems])
-            return _hand_to_hydra(words, root)
+        if arguments.help or arguments.delegate:
+            return _show(arguments, words, root)
         jobs = make_jobs(
             arguments.overrides, root, multirun=arguments.multirun, extra=extra, config_dir=arguments.config_dir
         )
@@ -158,6 +163,60 @@ def compose_config(root: str, words: Sequence[str]) -> Any:
         return compose(list(words))
 
 
+def _show(arguments: argparse.Namespace, words: Sequence[str], root: str) -> int:
+    """`--help` and whatever else only shows something; a reader that stops early, such as `head`, is no error."""
+    try:
+        if arguments.help:
+            print(help_text(root, arguments.overrides, arguments.config_dir), flush=True)
+            return 0
+        refused = override_problems(arguments.overrides, root, multirun=False)
+        if refused:
+            raise ConfigError([problem for _, problem in refused])
+        return _hand_to_hydra(words, root)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again as it ends
+        return 0
+
+
+def help_text(root: str, words: Sequence[str], config_dir: str | None) -> str:
+    """What `--help` prints: how to choose, the groups with their options, and the settings. Hydra's own takes a second.
+
+    Args:
+        root: root config.
+        words: overrides that the shown settings follow.
+        config_dir: a folder of further groups.
+
+    Returns:
+        Several lines.
+
+    Raises:
+        ConfigError: if the overrides cannot be used.
+    """
+    from omegaconf import OmegaConf
+
+    refused = override_problems(words, root, multirun=False)
+    if refused:
+        raise ConfigError([problem for _, problem in refused])
+    file = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{root}.yaml"))
+    assert isinstance(file, dict)
+    chosen = {group: option for entry in file["defaults"] if isinstance(entry, dict) for group, option in entry.items()}
+    lines = []
+    for group, options in groups().items():
+        if group in chosen and group != "hydra":
+            marked = [f"[{option}]" if option == chosen[group] else option for option in options]
+            lines.append(f"  {group}: {', '.join(marked)}")
+        elif group == "capability" and root != "generate":
+            lines.append(f"  +capability: {', '.join(options)}")
+    with _composer(root, config_dir) as compose:
+        settings = OmegaConf.to_yaml(compose(list(words)))
+    header = _HELP.format(root=root, lists=_HELP_LISTS if root != "generate" else "")
+    return (
+        f"{header}\n== Groups: GROUP=OPTION, [the default] ==\n"
+        + "\n".join(lines)
+        + f"\n\n== Settings: A.B=VALUE ==\n{settings}"
+    )
+
+
 @contextmanager
 def _composer(root: str, config_dir: str | None) -> Iterator[Callable[[list[str]], Any]]:
     from hydra import compose, initialize_config_dir
@@ -196,7 +255,7 @@ def _shape_of(words: list[str], root: str, config_dir: str | None) -> list[Probl
 
 
 def _checked(cfg: Any, overrides: list[str], root: str, extra: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """Plain config of a job with its problems; a resumed run brings its own config, a package takes the model's place."""
+    """Plain config of a job with its problems; a resumed run brings its own, a package takes the model's place."""
     from omegaconf import OmegaConf
 
     from nexus.config.check import check, to_plain
@@ -312,8 +371,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-r", "--run", action="store_true")
     parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-h", "--help", action="store_true")
     shows = [
-        parser.add_argument("-h", "--help", action="store_true"),
         parser.add_argument("--hydra-help", action="store_true"),
         parser.add_argument("--version", action="store_true"),
         parser.add_argument("--resolve", action="store_true"),
@@ -339,7 +398,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _hand_to_hydra(words: Sequence[str], root: str) -> int:
-    """`--help`, `--cfg`, `--info` and the like: Hydra shows, nothing runs."""
+    """`--cfg`, `--info` and the like: Hydra shows, nothing runs."""
     import hydra
 
     import nexus.config.resolvers  # noqa: F401  the resolvers that the YAML names
@@ -348,6 +407,8 @@ def _hand_to_hydra(words: Sequence[str], root: str) -> int:
         raise AssertionError("Hydra was asked to show something, not to run")
 
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    root_logger = logging.getLogger()
+    handlers, level = list(root_logger.handlers), root_logger.level
     sys.argv = [argv[0], *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own form of error and ends the process with 1
     try:
@@ -361,6 +422,8 @@ def _hand_to_hydra(words: Sequence[str], root: str) -> int:
         raise ConfigError([problem]) from error
     finally:
         sys.argv = argv
+        root_logger.handlers[:] = handlers  # Hydra adds one that holds on to the present standard output
+        root_logger.setLevel(level)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

@@ -34,3 +34,17 @@ def groups() -> dict[str, tuple[str, ...]]:
         for folder in sorted(conf_dir().iterdir())
         if folder.is_dir() and folder.name != "hydra" and not folder.name.startswith((".", "_"))
     }
+
+
+def data_file(name: str, data_dir: str) -> Path:
+    """Where a data file lies: as named, else under `paths.data_dir`.
+
+    Args:
+        name: a path, absolute or relative to the current folder.
+        data_dir: root of data sets.
+
+    Returns:
+        The path under `data_dir` if only that exists, else the path as named.
+    """
+    path, below = Path(name).expanduser(), Path(data_dir).expanduser() / name
+    return below if below.exists() and not path.exists() else path

@@ -1,4 +1,4 @@
-"""The command line's `key=value` words: checked one by one before Hydra sees them, and Hydra's own complaints in our form."""
+"""The command line's `key=value` words, checked before Hydra sees them, and Hydra's own complaints in our form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quote_verbatim(words: Sequence[str], keys: Sequence[str]) -> list[str]:
         key, equals, value = word.partition("=")
         bare = key.lstrip("+")
         if equals and bare in keys and value not in ("null", "") and value[:1] not in "'\"":
-            # In Hydra's quotes only a quote, and backslashes before one, need a backslash; `${` would be an interpolation.
+            # In Hydra's quotes a quote, and backslashes before one, need a backslash; `${` would be an interpolation.
             escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", value)
             escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped).replace("${", "\\${")
             word = f"{key}='{escaped}'"
@@ -130,13 +130,13 @@ def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem
     if key not in groups():
         if isinstance(override.value(), dict):
             return
-        near = nearest(key, list(groups())) or key
+        near = nearest(key, list(groups())) or key  # always near: the caller's list holds variants of real names
         plus = "+" if near == "capability" else ""
         yield Problem(
             "E-CFG-06", key, f"{key}={given} chooses nothing", f"the group is called {near}: {plus}{near}={given}"
         )
         return
-    plus = override.is_add()
+    added = override.is_add()
     if key == _CARDS:
         yield Problem(
             "E-CFG-06",
@@ -151,9 +151,9 @@ def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem
     if override.is_force_add():
         sign = "+" if key == "capability" else ""
         yield Problem("E-CFG-06", key, "++ is not for groups", f"write {sign}{key}={given}")
-    elif key == "capability" and not plus:
+    elif key == "capability" and not added:
         yield Problem("E-CFG-06", key, "add capabilities with +", f"write +capability={given}")
-    elif key != "capability" and plus:
+    elif key != "capability" and added:
         yield Problem(
             "E-CFG-06", key, "choose groups with =, only capabilities are added with +", f"write {key}={given}"
         )
@@ -162,8 +162,8 @@ def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem
     options = groups()[key]
     for name in names:
         if name not in options and not (name == "null" and key == "experiment"):
-            near = nearest(name, options)
-            hint = f"did you mean {near}? " if near else ""
+            meant = nearest(name, options)
+            hint = f"did you mean {meant}? " if meant else ""
             yield Problem("E-CFG-01", key, f"there is no {key}={name}", f"{hint}there is {', '.join(options)}")
 
 

@@ -1,7 +1,7 @@
 """Rules that tie several groups together; each one reads only parts of the config whose shape is right.
 
-A rule is a generator of problems over the plain config. `READS` of the decorator names the parts that must be well-formed, so
-that a rule never trips over what the schema complained about already.
+A rule is a generator of problems over the plain config. `reads` names the parts that must be well-formed, so that a
+rule never trips over what the schema complained about already.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.config.capabilities import MEASURED_ONLY, read_capabilities, ready_names
-from nexus.config.folders import ASSETS
+from nexus.config.folders import ASSETS, data_file
 from nexus.config.walk import nearest
 from nexus.errors import Problem
 
@@ -279,12 +279,12 @@ def _choices(value: str, known: Sequence[str]) -> str:
     return f"there is {', '.join(known[:5])}" if known else "paths are relative to the folder in which the command runs"
 
 
-@_rule("train", "evaluate", reads=("data.train", "data.validation"))
+@_rule("train", "evaluate", reads=("data.train", "data.validation", "paths"))
 def _data_files_exist(config: Config) -> Iterator[Problem]:
     for key in ("train", "validation"):
         value = config["data"][key]
         for name in [value] if isinstance(value, str) else value or []:
-            path = Path(name)
+            path = data_file(name, config["paths"]["data_dir"])
             if not path.exists():
                 siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
                 yield Problem("E-MIS-02", f"data.{key}", f"= {name!r}: there is no such file", _choices(name, siblings))

@@ -1,8 +1,8 @@
 """Which classes a `_target_` may name, and which settings their constructors take; nothing is imported to know it.
 
 Classes under `nexus.` are read with `ast`; those of torch and Lightning stand in `signatures.json`, which
-`tests/config/external_signatures.py` writes and a test compares with the installed libraries. Whatever stands in neither
-place is refused.
+`tests/config/external_signatures.py` writes and a test compares with the installed libraries. Whatever stands in
+neither place is refused.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def refused_targets(tree: Any) -> list[Problem]:
     """Nodes whose class is not on the list.
 
     Args:
-        tree: plain containers, with interpolations or without. An interpolated `_target_` is judged when it is resolved.
+        tree: plain containers, interpolated or not; an interpolated `_target_` is judged when it is resolved.
 
     Returns:
         `E-SEC-06` for each.

@@ -153,7 +153,7 @@ def describe(kind: Any) -> str:
         return ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
         return f"a list of {describe(get_args(kind)[0])}"
-    return _NAMES[kind] if kind in _NAMES else "a dictionary"
+    return _NAMES.get(kind, "a dictionary")
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -31,6 +31,9 @@ _SHOW_PROGRESS_AFTER_S = 1.5
 
 T = TypeVar("T")
 
+#: Name of the sources that belong to no capability (`data.sources`).
+OWN_SOURCES = "data"
+
 
 @dataclass(frozen=True)
 class CorpusSample:
@@ -49,7 +52,7 @@ class Corpus:
     """Rows of one training phase.
 
     Args:
-        sources: capability -> source name -> dataset card (`conf/dataset`).
+        sources: capability (or `OWN_SOURCES`) -> source name -> dataset card (`conf/dataset`).
         train: own training file or files; None for none.
         validation: own held-out file or files; None for none.
         validation_fraction: share of the own training rows that is held out where `validation` is None.
@@ -132,9 +135,11 @@ class Corpus:
         if self.rows or self.held_out_rows:
             return
         train, held_out = self._own_examples()
-        for card in self._cards():
-            train += [] if stage == "test" else self._train_examples(card)
-            held_out += self._held_out_examples(card)
+        for name, cards in self.sources.items():
+            for card in cards.values():
+                train += [] if stage == "test" else self._train_examples(card)
+                # a capability is measured by its metrics; its held-out loss would say less and cost as much
+                held_out += self._held_out_examples(card) if name == OWN_SOURCES else []
         self.held_out_rows, _ = self._tokenize(held_out, "tokenizing held-out rows")
         if stage == "test":
             return

@@ -16,6 +16,8 @@ def model_card(
     scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]],
     train: Mapping[str, Any],
     sources: Mapping[str, str],
+    data_sha256: str,
+    recipe: Mapping[str, Any],
 ) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
@@ -28,6 +30,8 @@ def model_card(
         scores: `before` and `after`, then group, then metric, then `value`, `n` and `ci95`.
         train: the report's `train` section.
         sources: licence by data source.
+        data_sha256: hash of the training tokens.
+        recipe: further settings that decide about the result, by name.
 
     Returns:
         The card's text.
@@ -39,6 +43,7 @@ def model_card(
             rows.append(f"| {group} | {metric} | {_cell(before)} | {_cell(after)} | {after['n']} |")
     licences = "\n".join(f"- {source}: {licence}" for source, licence in sorted(sources.items()))
     table = "\n".join(rows)
+    settings = "\n".join(f"- {key}: {value}" for key, value in recipe.items())
     return f"""---
 library_name: transformers
 base_model: {base_name}
@@ -57,9 +62,17 @@ tags: [nexus, {method}{"".join(f", {capability}" for capability in capabilities)
 
 Values stand with their 95 % confidence intervals; they were measured on held-out data by the run that made this package.
 
+## Recipe
+
+{settings}
+
+The hashes of all files stand in `manifest.json`.
+
 ## Data
 
 {licences}
+
+SHA-256 of the training tokens: `{data_sha256}`
 
 ## Use
 

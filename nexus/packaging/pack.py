@@ -53,7 +53,7 @@ def write_package(
     Args:
         model: the trained model, with or without an adapter.
         tokenizer: saved along with its chat template.
-        folder: final place; must not exist.
+        folder: final place; a package that stands there is replaced once the new one is proven.
         base_name: name of the base model for the adapter's config: no path, no host.
         card: text of the model card.
         probe: token ids on which the logits are compared.
@@ -68,7 +68,7 @@ def write_package(
     model.eval()
     dtype = next(model.parameters()).dtype
     before = _logits(model, probe)
-    with atomic_folder(folder, replace=False) as partial:
+    with atomic_folder(folder, replace=True) as partial:
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = base_name
             model.save_pretrained(partial / "adapter", save_embedding_layers=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nexus.data.corpus import Corpus
+from nexus.config.folders import data_file
+from nexus.data.corpus import OWN_SOURCES, Corpus
 from nexus.errors import NexusError
 from nexus.models.facts import read_facts, resolve_model
 from nexus.models.tokenizer import load_tokenizer
@@ -79,9 +80,9 @@ def make_corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
     data, method, hardware, scale = config["data"], config["method"], config["hardware"], config["scale"]
     sources = {name: capability["sources"] for name, capability in config["capabilities"].items()}
     return Corpus(
-        sources=sources | ({"data": data["sources"]} if data["sources"] else {}),
-        train=data["train"],
-        validation=data["validation"],
+        sources=sources | ({OWN_SOURCES: data["sources"]} if data["sources"] else {}),
+        train=_files(data["train"], config),
+        validation=_files(data["validation"], config),
         validation_fraction=data["validation_fraction"],
         view=method["view"],
         count_tokens=method["count_tokens"],
@@ -100,3 +101,9 @@ def make_corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
         max_bad_rows=data["max_bad_rows"],
         tokenizer=tokenizer,
     )
+
+
+def _files(given: str | list[str] | None, config: dict[str, Any]) -> list[str]:
+    """Data files as they lie on the disk."""
+    names = [given] if isinstance(given, str) else given or []
+    return [str(data_file(name, config["paths"]["data_dir"])) for name in names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 import warnings
 from dataclasses import dataclass
@@ -83,8 +84,12 @@ def train(config: dict[str, Any], folder: Path, prepared: Prepared, *, resume: b
         write_text(folder / "config.yaml", config_yaml(config, redact=redact))
         try:
             return _train(run, resume=resume)
+        except KeyboardInterrupt:
+            run.status("interrupted")
+            run.tell(f"interrupted; go on with resume={folder}")
+            raise
         except BaseException as error:
-            run.status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+            run.status("failed", str(error))
             raise
 
 
@@ -176,9 +181,14 @@ def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool) -> fl
         run.tell(f"resuming from step {found[-1][0]}" if found else "no checkpoint yet: starting at step 0")
     started = time.perf_counter()
     method.train()
-    trainer.fit(method, datamodule=data, ckpt_path=str(found[-1][1]) if found else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=str(found[-1][1]) if found else None, weights_only=True)
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        # Lightning answers Ctrl-C by ignoring further ones and ending the process as if it had failed.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
     if trainer.global_step != corpus.num_steps:
         raise NexusError(
             "E-INT-01", f"training ended after {trainer.global_step} of {corpus.num_steps} steps", where=str(folder)
@@ -221,6 +231,8 @@ def _package(run: Run, method: Method, report: dict[str, Any]) -> PackageInfo:
         scores=report["scores"],
         train=report["train"],
         sources=corpus.licences(),
+        data_sha256=corpus.data_sha256,
+        recipe=_recipe(config),
     )
     dtype = str(next(method.policy.parameters()).dtype).removeprefix("torch.")
     return write_package(
@@ -232,6 +244,21 @@ def _package(run: Run, method: Method, report: dict[str, Any]) -> PackageInfo:
         probe=corpus.probe(_PROBE_TOKENS),
         tolerance=_LOGIT_TOLERANCE[dtype],
     )
+
+
+def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide about the result, for the model card."""
+    method = config["method"]
+    return {
+        "optimizer": method["optimizer"]["_target_"],
+        "learning rate": f"{method['lr']:g}, {method['schedule']}, warm-up {method['warmup_ratio']:g} of the steps",
+        "weight decay": method["weight_decay"],
+        "gradient clip": method["gradient_clip"],
+        "epochs": method["epochs"],
+        "rows per optimizer step": config["data"]["global_batch_size"],
+        "counted tokens": method["count_tokens"],
+        "seed": config["seed"],
+    }
 
 
 def _package_section(run: Run, package: PackageInfo) -> dict[str, Any]:
@@ -261,5 +288,6 @@ def _quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for pattern in (".*does not have many workers.*", ".*`isinstance\\(treespec.*", ".*Trainer already configured.*"):
+    for pattern in (".*does not have many workers.*", ".*`isinstance\\(treespec.*", ".*Trainer already configured.*",
+                    ".*`is_gradient_checkpointing` is deprecated.*"):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)

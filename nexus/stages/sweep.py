@@ -14,6 +14,23 @@ from rich.table import Table
 from nexus.stages.report import format_score, plot_loss
 
 
+_COLUMNS = (
+    "run",
+    "method",
+    "adapter",
+    "group",
+    "metric",
+    "before",
+    "after",
+    "after_low",
+    "after_high",
+    "n",
+    "steps",
+    "tokens_per_second",
+    "seconds",
+)
+
+
 def compare(folder: Path, runs: Sequence[Path], console: Console) -> None:
     """Write `comparison.csv` and `comparison.png` into the sweep's folder and print the table.
 
@@ -28,7 +45,7 @@ def compare(folder: Path, runs: Sequence[Path], console: Console) -> None:
     rows = [row for name, report in reports.items() for row in _rows(name, report)]
     partial = folder / ".comparison.csv.partial"
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(folder / "comparison.csv")

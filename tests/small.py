@@ -1,0 +1,201 @@
+"""A model, rows, a method and a trainer so small that a fit takes a moment; tests of the training loop share them."""
+
+from __future__ import annotations
+
+import functools
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+import nexus
+from nexus.callbacks.checkpoint import AtomicCheckpointIO
+from nexus.data.collate import collate_step
+from nexus.data.corpus import Corpus
+from nexus.data.module import NexusDataModule
+from nexus.methods.sft import SFT
+from nexus.types import MicroBatch, TokenizedExample
+
+ASSETS = Path(nexus.__path__[0]) / "assets"
+
+#: A Qwen3 with the vocabulary of the shipped tokenizer.
+ARCHITECTURE: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 2560,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+NO_ADAPTER = {"name": "none"}
+LORA = {"name": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "use_rslora": False}
+
+
+def settings(path: str | None = None) -> dict[str, Any]:
+    """What `load_model` takes, without the seed; random weights unless a folder is named."""
+    return {
+        "path": path,
+        "architecture": None if path else ARCHITECTURE,
+        "revision": None,
+        "trust_remote_code": False,
+        "dtype": "float32",
+    }
+
+
+def make_method(**changes: Any) -> SFT:
+    """An SFT method on the small model; built by `configure_model`."""
+    chosen: dict[str, Any] = {
+        "base_model": settings(),
+        "adapter": NO_ADAPTER,
+        "optimizer": functools.partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        "schedule": "cosine",
+        "warmup_ratio": 0.2,
+        "min_lr_ratio": 0.0,
+        "gradient_clip": 1.0,
+        "total_steps": 6,
+        "seed": 11,
+        "chunk_size": 16,
+    }
+    return SFT(**(chosen | changes))
+
+
+def make_rows(count: int, *, seed: int = 0, longest: int = 30) -> list[TokenizedExample]:
+    """Rows of uneven length whose shares of target tokens differ widely."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        length = rng.randint(4, longest)
+        prompt = rng.randint(1, length - 2)
+        ids = [rng.randint(3, ARCHITECTURE["vocab_size"] - 1) for _ in range(length)]
+        rows.append(TokenizedExample(f"row:{index}", "test", ids, [position >= prompt for position in range(length)]))
+    return rows
+
+
+def make_step(
+    rows: list[TokenizedExample], *, packing: bool = True, micro_batch_size: int | None = None
+) -> list[MicroBatch]:
+    """One optimizer step over all rows."""
+    return collate_step(
+        rows,
+        packing=packing,
+        micro_batch_size=micro_batch_size,
+        micro_batch_tokens=None,
+        pad_token_id=0,
+        world_size=1,
+    )
+
+
+class Steps:
+    """A loader over steps that were made beforehand."""
+
+    def __init__(self, steps: list[list[MicroBatch]]) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Any:
+        return iter(self.steps)
+
+
+class Given(NexusDataModule):
+    """Hands out given steps instead of a corpus."""
+
+    def __init__(self, steps: list[list[MicroBatch]]) -> None:
+        super(NexusDataModule, self).__init__()
+        self.steps = steps
+
+    def train_dataloader(self) -> Any:
+        """The steps."""
+        return Steps(self.steps)
+
+
+def make_trainer(folder: Path, *, max_steps: int, callbacks: list[Callback] | None = None, logger: Any = False) -> Trainer:
+    """A trainer with the settings of `stages.assemble`, on the processor."""
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        max_steps=max_steps,
+        max_epochs=-1,
+        logger=logger,
+        callbacks=callbacks or [],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+def fit_steps(method: SFT, steps: list[list[MicroBatch]], folder: Path, callbacks: list[Callback] | None = None) -> SFT:
+    """Train `method` on the given steps."""
+    method.configure_model()
+    method.train()
+    make_trainer(folder, max_steps=len(steps), callbacks=callbacks).fit(method, datamodule=Given(steps))
+    return method
+
+
+def make_tokenizer() -> Any:
+    """Tokenizer of the shipped model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ASSETS / "nexus_tiny")
+
+
+def make_corpus(tokenizer: Any, **changes: Any) -> Corpus:
+    """Twelve rows of the embedded tools generator; four make a step, two a micro-batch."""
+    card = {
+        "name": "nexus_tools",
+        "kind": "embedded",
+        "generator": "tools",
+        "roles": ["train", "eval"],
+        "rows": 12,
+        "eval_rows": 2,
+        "seed": 1,
+        "fields": {},
+        "weight": 1.0,
+        "license": "MIT",
+    }
+    chosen: dict[str, Any] = {
+        "sources": {"tools": {"embedded": card}},
+        "train": None,
+        "validation": None,
+        "validation_fraction": 0.0,
+        "view": "sft",
+        "count_tokens": "completion",
+        "max_seq_len": 512,
+        "long_rows": "error",
+        "packing": True,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "micro_batch_tokens": None,
+        "shuffle": True,
+        "seed": 42,
+        "epochs": 2,
+        "max_steps": None,
+        "rows_per_source": None,
+        "eval_prompts": None,
+        "max_bad_rows": 0,
+        "tokenizer": tokenizer,
+    }
+    corpus = Corpus(**(chosen | changes))
+    corpus.setup("fit")
+    return corpus
+
+
+def weights(method: SFT) -> dict[str, torch.Tensor]:
+    """Copies of all weights by name."""
+    return {name: p.detach().clone() for name, p in method.named_parameters()}

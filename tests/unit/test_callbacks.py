@@ -1,0 +1,298 @@
+"""One suite over all callbacks, then what each writes."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import inspect
+import json
+import pkgutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+import nexus.callbacks
+from nexus.callbacks.checkpoint import AtomicCheckpointIO, StepCheckpoint, checkpoints
+from nexus.callbacks.metrics_csv import COLUMNS, MetricsCsv, read_metrics
+from nexus.callbacks.progress import TrainingProgress
+from nexus.callbacks.samples import Samples
+from nexus.data.module import NexusDataModule
+from nexus.errors import NexusError
+from nexus.methods.sft import SFT
+from tests import small
+from tests.conftest import REPOSITORY
+
+PROMPTS = {"row:1": [5, 6, 7], "row:2": [8, 9]}
+#: What Lightning calls at the border of optimizer steps, or when there is no step at all.
+BOUNDARIES = {"on_train_start", "on_train_batch_end", "on_train_end", "on_exception"}
+
+
+def make_checkpoint(folder: Path, **changes: Any) -> StepCheckpoint:
+    return StepCheckpoint(**({"every_n_steps": 2, "keep": 2, "folder": str(folder / "checkpoints")} | changes))
+
+
+def make_metrics(folder: Path, **changes: Any) -> MetricsCsv:
+    return MetricsCsv(**({"every_n_steps": 2, "path": str(folder / "metrics.csv")} | changes))
+
+
+def make_progress(folder: Path, **changes: Any) -> TrainingProgress:
+    return TrainingProgress(**({"seconds_between_updates": 1e-6, "seconds_between_lines": 1e-6} | changes))
+
+
+def make_samples(folder: Path, **changes: Any) -> Samples:
+    given = {"path": str(folder / "samples.jsonl"), "prompts": PROMPTS, "tokenizer": small.make_tokenizer()}
+    return Samples(**({"every_n_steps": 2, "count": 2, "max_new_tokens": 3} | given | changes))
+
+
+MAKERS: dict[type[Callback], Callable[..., Callback]] = {
+    StepCheckpoint: make_checkpoint,
+    MetricsCsv: make_metrics,
+    TrainingProgress: make_progress,
+    Samples: make_samples,
+}
+every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=[kind.__name__ for kind in MAKERS])
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Any:
+    return small.make_corpus(small.make_tokenizer())
+
+
+def train(
+    corpus: Any, folder: Path, callbacks: list[Callback], *, steps: int = 6, resume: Path | None = None, logger: Any = False
+) -> SFT:
+    folder.mkdir(exist_ok=True)
+    method = small.make_method()
+    method.configure_model()
+    method.train()
+    trainer = small.make_trainer(folder, max_steps=steps, callbacks=callbacks, logger=logger)
+    trainer.fit(method, datamodule=NexusDataModule(corpus), ckpt_path=str(resume) if resume else None, weights_only=True)
+    return method
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# The shared suite.
+
+
+def test_the_suite_covers_every_callback() -> None:
+    found = set()
+    for module in pkgutil.iter_modules(nexus.callbacks.__path__, "nexus.callbacks."):
+        members = vars(importlib.import_module(module.name)).values()
+        found |= {m for m in members if inspect.isclass(m) and issubclass(m, Callback) and m.__module__ == module.name}
+    assert found == set(MAKERS)
+
+
+@every_callback
+def test_the_constructor_refuses_what_cannot_be(make: Callable[..., Callback], tmp_path: Path) -> None:
+    arguments = inspect.signature(type(make(tmp_path)).__init__).parameters
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for name, p in arguments.items() if name != "self")
+    assert all(p.default is inspect.Parameter.empty for p in arguments.values())  # YAML owns the values
+    numbers = [name for name in arguments if name.startswith(("every", "keep", "seconds", "count"))]
+    assert numbers
+    for name in numbers:
+        for value in (0, -1):
+            with pytest.raises(ValueError, match="must be"):
+                make(tmp_path, **{name: value})
+
+
+class Watched(SFT):
+    """Looks at a folder before every micro-batch."""
+
+    def __init__(self, *, folder: Path, **common: Any) -> None:
+        super().__init__(**common)
+        self.folder = folder
+        self.seen: list[tuple[int, dict[str, bytes]]] = []
+
+    def loss(self, batch: Any) -> Any:
+        self.seen.append((self.trainer.global_step, contents(self.folder)))
+        return super().loss(batch)
+
+
+@every_callback
+def test_it_acts_at_step_boundaries_only(make: Callable[..., Callback], corpus: Any, tmp_path: Path) -> None:
+    callback = make(tmp_path)
+    hooks = {name for name in vars(type(callback)) if name.startswith(("on_", "setup", "teardown"))}
+    assert hooks <= BOUNDARIES
+    assert "on_train_batch_end" in hooks
+    common = small.make_method()
+    kept = ("base_model", "adapter", "schedule", "min_lr_ratio", "gradient_clip", "total_steps", "seed", "chunk_size")
+    method = Watched(
+        folder=tmp_path,
+        optimizer=common.make_optimizer,
+        warmup_ratio=0.2,
+        **{name: getattr(common, name) for name in kept},
+    )
+    method.configure_model()
+    method.train()
+    small.make_trainer(tmp_path, max_steps=4, callbacks=[callback]).fit(method, datamodule=NexusDataModule(corpus))
+    assert len(method.seen) == 8  # two micro-batches a step
+    by_step: dict[int, list[dict[str, bytes]]] = {}
+    for step, files in method.seen:
+        by_step.setdefault(step, []).append(files)
+    assert [len(looks) for looks in by_step.values()] == [2] * 4
+    assert all(first == second for first, second in by_step.values())
+
+
+@every_callback
+def test_training_does_not_notice_it(make: Callable[..., Callback], corpus: Any, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    plain = train(corpus, tmp_path / "plain", [])
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    watched = train(corpus, tmp_path / "watched", [make(tmp_path / "watched")])
+    assert torch.equal(torch.get_rng_state(), state)
+    for (name, ours), theirs in zip(watched.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert watched.training
+
+
+@every_callback
+def test_it_survives_a_kill_and_a_resume(make: Callable[..., Callback], corpus: Any, tmp_path: Path) -> None:
+    """A run that is begun again from step 3 although it had come to 5 leaves what an unbroken run leaves."""
+    train(corpus, tmp_path / "whole", [make(tmp_path / "whole")])
+    folder = tmp_path / "broken"
+    train(corpus, folder, [make(folder), make_checkpoint(tmp_path / "kept", every_n_steps=1, keep=9)], steps=5)
+    [at_three] = [path for step, path in checkpoints(tmp_path / "kept" / "checkpoints") if step == 3]
+    train(corpus, folder, [make(folder)], resume=at_three)
+    whole, broken = contents(tmp_path / "whole"), contents(folder)
+    assert whole.keys() == broken.keys() | ({"checkpoints/step=00000004.ckpt"} & whole.keys())
+    if "samples.jsonl" in whole:
+        assert broken["samples.jsonl"] == whole["samples.jsonl"]
+    if "metrics.csv" in whole:
+        kept = [name for name in COLUMNS if name not in ("seconds", "perf/tokens_per_second", "perf/memory_gib")]
+        rows = [[[row[k] for k in kept] for row in read_metrics(tmp_path / run / "metrics.csv")] for run in ("whole", "broken")]
+        assert rows[0] == rows[1]
+        seconds = [row["seconds"] for row in read_metrics(folder / "metrics.csv")]
+        assert seconds == sorted(seconds)
+
+
+@every_callback
+def test_it_closes_twice(make: Callable[..., Callback], corpus: Any, tmp_path: Path) -> None:
+    callback = make(tmp_path)
+    method = train(corpus, tmp_path, [callback])
+    before = contents(tmp_path)
+    callback.on_train_end(method.trainer, method)
+    for _ in range(2):
+        callback.on_exception(method.trainer, method, RuntimeError("late"))
+    assert contents(tmp_path) == before
+
+
+# What each writes.
+
+
+def test_metrics_rows(corpus: Any, tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path), name="log", version="0")
+    method = train(corpus, tmp_path, [make_metrics(tmp_path)], steps=5, logger=logger)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == list(COLUMNS)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 4, 5]  # the first, every second, the last
+    assert all(set(row) == set(COLUMNS) for row in rows)
+    assert rows[-1]["train/loss"] == pytest.approx(float(method.step_metrics["train/loss"]))
+    assert rows[-1]["train/tokens"] == method.tokens_seen > rows[0]["train/tokens"] > 0
+    assert all(row["train/grad_norm"] > 0 and row["perf/tokens_per_second"] > 0 for row in rows)
+    assert all(row["perf/memory_gib"] > 0.05 for row in rows)  # torch alone takes more
+    # the rate stands for the next step; total_steps=6 with 1 step of warm-up
+    assert rows[0]["train/lr"] == pytest.approx(3e-3)
+    logged = read_metrics(tmp_path / "log" / "0" / "metrics.csv")
+    assert [row["step"] for row in logged] == [1, 2, 4, 5]
+    assert [row["train/loss"] for row in logged] == [row["train/loss"] for row in rows]
+
+
+def test_a_line_that_a_killed_run_did_not_finish_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert read_metrics(path) == []
+    path.write_bytes(b"step,seconds,train/loss\r\n1,0.5,3.25\r\n2,0.9,\r\n3,1.4,2.5e")
+    assert read_metrics(path) == [{"step": 1, "seconds": 0.5, "train/loss": 3.25}, {"step": 2, "seconds": 0.9}]
+
+
+def test_samples_are_answers_of_the_model_as_it_is(corpus: Any, tmp_path: Path) -> None:
+    train(corpus, tmp_path, [make_samples(tmp_path, count=1)])
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["id"]) for row in rows] == [(2, "row:1"), (4, "row:1"), (6, "row:1")]
+    assert all(set(row) == {"step", "id", "answer", "finished"} for row in rows)
+    train(corpus, tmp_path / "none", [make_samples(tmp_path / "none", prompts={})])
+    assert not (tmp_path / "none" / "samples.jsonl").exists()
+
+
+def test_progress_tells_step_and_loss(corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = train(corpus, tmp_path, [make_progress(tmp_path)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1/6", "2/6", "3/6", "4/6", "5/6", "6/6", "6/6"]
+    assert f"loss {float(method.step_metrics['train/loss']):.4f}" in lines[-1]
+    train(corpus, tmp_path, [make_progress(tmp_path, seconds_between_lines=1000.0)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["6/6"]
+
+
+def test_checkpoints_keep_the_newest(corpus: Any, tmp_path: Path) -> None:
+    stale = tmp_path / "checkpoints" / ".step=00000002.ckpt.partial"
+    stale.parent.mkdir()
+    stale.write_bytes(b"half")
+    (tmp_path / "checkpoints" / "mine.ckpt").write_bytes(b"no step in the name")
+    train(corpus, tmp_path, [make_checkpoint(tmp_path)], steps=5)
+    assert [step for step, _ in checkpoints(tmp_path / "checkpoints")] == [4, 5]
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step=00000004.ckpt", "step=00000005.ckpt", "mine.ckpt"}
+
+
+#: Writes a second, larger checkpoint over the first one with a limit on the size of files: a full disk without a disk.
+FULL_DISK = """
+import resource, signal, sys, torch
+from nexus.callbacks.checkpoint import AtomicCheckpointIO
+from nexus.errors import NexusError
+io, path = AtomicCheckpointIO(), sys.argv[1]
+io.save_checkpoint({"step": 1}, path)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL if sys.argv[2] == "kill" else signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+try:
+    io.save_checkpoint({"step": 2, "weights": torch.zeros(1_000_000)}, path)
+except NexusError as error:
+    print(error)
+    raise SystemExit(error.status)
+"""
+
+
+@pytest.mark.parametrize("how", ["full", "kill"])
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "step=00000001.ckpt"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path), how],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert checkpoints(tmp_path) == [(1, path)]
+    if how == "kill":
+        assert done.returncode == -signal.SIGXFSZ
+        assert len(list(tmp_path.iterdir())) == 2  # the half file, under a name that no reader takes up
+    else:
+        assert done.returncode == 73, done.stderr
+        assert "E-OUT-04" in done.stdout
+        assert "resume" in done.stdout
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(NexusError) as caught:
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "step=00000001.ckpt")
+    assert (caught.value.code, caught.value.status) == ("E-OUT-04", 73)
+    with pytest.raises(TypeError, match="storage_options"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt", storage_options={})
+
+
+def test_an_object_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="pickle"):
+        AtomicCheckpointIO().save_checkpoint({"generator": (i for i in ())}, tmp_path / "step=00000001.ckpt")
+    assert list(tmp_path.iterdir()) == []
