@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-readme check format tree tiny clean
+.PHONY: help run test test-all test-readme check bench format tree tiny clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -52,6 +52,9 @@ check: $(VENV)/.test-ok ## lint, format, types, docstrings, import floors
 	$(BIN)/pydoclint --quiet nexus
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.architecture.readme_tree --check
+
+bench: $(VENV)/.test-ok ## speed and memory of fine-tuning against TRL and a bare loop, about two minutes
+	$(BIN)/python -m tests.benchmarks.bench_sft
 
 format: $(VENV)/.test-ok ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from nexus.config.compose import Job, run_hydra
-from nexus.stages.preflight import secret_problems
+from nexus.stages.preflight import evaluate_problems
 
 
 def evaluate(job: Job) -> None:
@@ -22,7 +22,7 @@ def evaluate(job: Job) -> None:
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(evaluate, "evaluate", extra=secret_problems)
+    return run_hydra(evaluate, "evaluate", extra=evaluate_problems)
 
 
 if __name__ == "__main__":

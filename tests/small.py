@@ -119,7 +119,9 @@ class Given(NexusDataModule):
         return Steps(self.steps)
 
 
-def make_trainer(folder: Path, *, max_steps: int, callbacks: list[Callback] | None = None, logger: Any = False) -> Trainer:
+def make_trainer(
+    folder: Path, *, max_steps: int, callbacks: list[Callback] | None = None, logger: Any = False
+) -> Trainer:
     """A trainer with the settings of `stages.assemble`, on the processor."""
     return Trainer(
         accelerator="cpu",
@@ -148,6 +150,7 @@ def fit_steps(method: SFT, steps: list[list[MicroBatch]], folder: Path, callback
     return method
 
 
+@functools.cache
 def make_tokenizer() -> Any:
     """Tokenizer of the shipped model."""
     from transformers import AutoTokenizer

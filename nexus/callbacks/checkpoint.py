@@ -20,8 +20,8 @@ _PARTIAL = ".partial"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name in the same folder, syncs, then renames.
 
-    Lightning itself stages in the system's temporary folder: on another device that becomes a copy over the live file, and
-    a kill in the middle of it loses the only checkpoint.
+    Lightning itself stages in the system's temporary folder: on another device that becomes a copy over the live file,
+    and a kill in the middle of it loses the only checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -59,8 +59,11 @@ def _write(checkpoint: dict[str, Any], partial: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        # torch's zip writer buries a full disk under a complaint about its own positions
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from error
         raise
 
 

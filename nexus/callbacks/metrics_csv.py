@@ -55,7 +55,9 @@ class MetricsCsv(Callback):
             table = io.StringIO(newline="")
             writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows({**row, "step": int(row["step"]), "train/tokens": int(row["train/tokens"])} for row in kept)
+            writer.writerows(
+                {**row, "step": int(row["step"]), "train/tokens": int(row["train/tokens"])} for row in kept
+            )
             write_text(self.path, table.getvalue())
         self._started = time.perf_counter()
         self._mark = (self._started, int(pl_module.tokens_seen))  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ class TrainingProgress(Callback):
         start_time, start_tokens, start_step = self._start
         seconds = max(1e-9, time.perf_counter() - start_time)
         speed = (int(pl_module.tokens_seen) - start_tokens) / seconds  # type: ignore[arg-type]
-        loss = float(pl_module.step_metrics["train/loss"])  # type: ignore[index,arg-type]
+        loss = float(pl_module.step_metrics["train/loss"])  # type: ignore[index]
         numbers = f"loss {loss:.4f}  {speed:,.0f} tokens/s  {memory_in_use_bytes() / 2**30:.2f} GiB"
         if self._bar:
             self._bar.update(self._task, completed=trainer.global_step, numbers=numbers)

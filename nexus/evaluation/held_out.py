@@ -40,7 +40,7 @@ def held_out_loss(model: Any, batches: Sequence[MicroBatch]) -> dict[str, Score]
         moved = batch.to(device)
         hidden = target_hidden_states(model, moved) * form.hidden_scale
         total_logprob = 0.0
-        for states, targets in zip(hidden.split(_CHUNK), moved.targets.split(_CHUNK), strict=True):
+        for states, targets in zip(torch.split(hidden, _CHUNK), torch.split(moved.targets, _CHUNK), strict=True):
             logits = form.apply(linear(states.to(head.weight.dtype), head.weight, head.bias).float())
             total_logprob += float(token_logprobs(logits=logits, tokens=targets).double().sum())
         sums.append(-total_logprob)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Quintic coefficients of Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): steep at 0, so
-#: that five rounds bring every singular value into about [0.7, 1.2].
+#: Quintic coefficients of Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): steep at 0,
+#: so that five rounds bring every singular value into about [0.7, 1.2].
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -28,4 +28,5 @@ def orthogonalize(matrix: Tensor, *, rounds: int) -> Tensor:
     for _ in range(rounds):
         square = x @ x.T
         x = _A * x + (_B * square + _C * square @ square) @ x
-    return x.T if tall else x
+    result: Tensor = x.T if tall else x
+    return result

@@ -215,10 +215,21 @@ def _remedies(plan: MemoryPlan, limit_bytes: int) -> list[str]:
     if chunk:
         found.append(f"method.module.chunk_size={chunk}")
     if settings.train_base:
-        # An adapter of rank 16 on every projection is about two percent of the weights.
-        adapted = replace(settings, train_base=False, num_adapter_parameters=plan.facts.num_parameters // 50)
-        if plan_memory(plan.facts, adapted).total_bytes <= limit_bytes:
+        # An adapter of rank 16 on every projection is about two percent of the weights; a frozen base lies in the
+        # precision of the computation.
+        bits = 8 * PRECISION_BYTES[settings.precision]
+        adapted = replace(
+            settings,
+            train_base=False,
+            base_bits=min(bits, settings.base_bits),
+            num_adapter_parameters=plan.facts.num_parameters // 50,
+        )
+        frozen = plan_memory(plan.facts, adapted)
+        if frozen.total_bytes <= limit_bytes:
             found.append("adapter=lora")
+        elif not found:
+            tokens = _largest_that_fits(frozen, limit_bytes, field="micro_batch_tokens", step=64)
+            found += [f"adapter=lora hardware.micro_batch_tokens={tokens}"] if tokens else []
     return found
 
 

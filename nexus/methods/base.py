@@ -22,7 +22,6 @@ from nexus.models.adapters import apply_adapter
 from nexus.models.loader import load_model
 from nexus.types import LossOutput, MicroBatch
 
-
 #: Share of the steps in which `wsd` decays.
 _WSD_DECAY = 0.2
 
@@ -32,8 +31,8 @@ def schedule_factor(step: int, *, schedule: str, warmup_steps: int, total_steps:
 
     Args:
         step: index of the optimizer step.
-        schedule: after a linear warm-up `cosine`, `linear`, `constant`, or `wsd` (warm-up, stable, decay: constant until
-            the last fifth of the steps, then linear; arXiv 2404.06395, section 4).
+        schedule: after a linear warm-up `cosine`, `linear`, `constant`, or `wsd` (warm-up, stable, decay: constant
+            until the last fifth of the steps, then linear; arXiv 2404.06395, section 4).
         warmup_steps: steps of warm-up; the first step already learns.
         total_steps: steps of the whole phase.
         min_ratio: share that is left at the end of all but `constant`.
@@ -150,7 +149,7 @@ class Method(LightningModule):
         )
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         self.tokens_seen += sum(micro_batch.num_tokens for micro_batch in batch)
         self.step_metrics = metrics
 
@@ -200,7 +199,7 @@ class Method(LightningModule):
                 )
         return metrics
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Only what was trained; frozen weights are loaded again from their source."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         full = super().state_dict(*args, **kwargs)

@@ -60,7 +60,8 @@ tags: [nexus, {method}{"".join(f", {capability}" for capability in capabilities)
 |---|---|---|---|---|
 {table}
 
-Values stand with their 95 % confidence intervals; they were measured on held-out data by the run that made this package.
+Values stand with their 95 % confidence intervals; they were measured on held-out data by the run that made this
+package.
 
 ## Recipe
 

@@ -1,4 +1,4 @@
-"""One folder that transformers opens: merged weights, tokenizer, card, manifest, and the PEFT adapter if there is one."""
+"""One folder that transformers opens: merged weights, tokenizer, card, manifest, and the PEFT adapter if any."""
 
 from __future__ import annotations
 

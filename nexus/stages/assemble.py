@@ -26,8 +26,8 @@ def device_of(config: dict[str, Any]) -> tuple[Device, str]:
 def model_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `models.loader.load_model`, without the seed.
 
-    Full fine-tuning keeps float32 weights (bf16 is then the arithmetic's, not the optimizer's); under an adapter the frozen
-    weights take the arithmetic's precision and the adapter stays float32.
+    Full fine-tuning keeps float32 weights (bf16 is then the arithmetic's, not the optimizer's); under an adapter the
+    frozen weights take the arithmetic's precision and the adapter stays float32.
     """
     base_model = config["base_model"]
     _, precision = device_of(config)

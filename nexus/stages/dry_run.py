@@ -142,13 +142,14 @@ def show(config: dict[str, Any]) -> None:
     console = Console()
     prepared = prepare(config)
     corpus, facts = prepared.corpus, prepared.facts
-    console.print(Syntax(OmegaConf.to_yaml(OmegaConf.create(config)), "yaml", background_color="default"))
     sample = corpus.sample(_SAMPLE_ROWS)
-    console.rule("one row as the model sees it (learned tokens in green)")
-    console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
     row_tokens = sum(len(row.input_ids) for row in sample.rows) / len(sample.rows)
     counts = count_parameters(facts, config["adapter"])
     plan = insist_on_fit(config, facts, row_tokens=row_tokens)
+    # Printed only now: an error should not stand below a page of settings.
+    console.print(Syntax(OmegaConf.to_yaml(OmegaConf.create(config)), "yaml", background_color="default"))
+    console.rule("one row as the model sees it (learned tokens in green)")
+    console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
     console.rule("plan")
     steps = corpus.steps_of(sample.total_rows)
     method, adapter = config["method"]["name"], config["adapter"]["name"]

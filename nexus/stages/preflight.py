@@ -35,6 +35,28 @@ def train_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]
     return [*problems, found] if found is not None else problems
 
 
+def evaluate_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]:
+    """Problems of an evaluation that the settings alone do not show.
+
+    Args:
+        config: resolved, plain containers.
+        raw: the same with its interpolations.
+
+    Returns:
+        Problems; nothing stays behind on the disk.
+    """
+    problems = secret_problems(config, raw)
+    if config["output"] is None:
+        return problems
+    output = Path(config["output"])
+    if output.is_dir():
+        return [*problems, Problem("E-OUT-03", "output", f"{str(output)!r} is a folder", "name a file")]
+    if not output.parent.exists():
+        return [*problems, Problem("E-OUT-03", "output", f"there is no folder {str(output.parent)!r}", "make it first")]
+    found = output_problem(output.parent, key="output")
+    return [*problems, found] if found is not None else problems
+
+
 def secret_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]:
     """Secrets that stand in the settings themselves.
 

@@ -1,4 +1,4 @@
-"""What a run needs before any weight is read, checked in the order of cost. Imports no torch, so errors come in seconds."""
+"""What a run needs before any weight is read, checked in the order of cost. No torch, so errors come in seconds."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from nexus.stages import assemble
 from nexus.stages.prepare import Prepared
 from nexus.stages.report import plain_scores, plot_loss, print_scores, provenance
 from nexus.stages.scoring import Scoring, score_model
-from nexus.storage.atomic import write_json, write_text
+from nexus.storage.atomic import remove_leftovers, write_json, write_text
 from nexus.storage.locks import RunLock
 from nexus.storage.redaction import redact
 
@@ -80,6 +80,7 @@ def train(config: dict[str, Any], folder: Path, prepared: Prepared, *, resume: b
     run = Run(config, folder, prepared, Console())
     _quiet_libraries()
     with RunLock(folder):
+        remove_leftovers(folder)
         run.tell(f"run folder {folder}")
         write_text(folder / "config.yaml", config_yaml(config, redact=redact))
         try:

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from nexus.stages.report import format_score, plot_loss
 
-
 _COLUMNS = (
     "run",
     "method",

@@ -149,8 +149,16 @@ def test_each_remedy_is_enough() -> None:
     assert plan_memory(facts, replace(settings, chunk_tokens=chunk)).total_bytes <= close
     assert plan_memory(facts, replace(settings, chunk_tokens=chunk + 16)).total_bytes > close
     # Below weights, gradients and optimizer (14 bytes a weight) a smaller micro-batch cannot help.
-    assert "hardware.micro_batch_tokens" not in remedies(13 * facts.num_parameters)
+    assert not remedies(13 * facts.num_parameters).startswith("hardware.micro_batch_tokens")
     assert "hardware.micro_batch_tokens" in remedies(15 * facts.num_parameters)
+    # Where neither is enough by itself, both together may be; a frozen base lies in the computation's precision.
+    adapter, short = remedies(6 * facts.num_parameters).split()
+    assert adapter == "adapter=lora"
+    tokens = int(short.removeprefix("hardware.micro_batch_tokens="))
+    frozen = replace(settings, train_base=False, num_adapter_parameters=facts.num_parameters // 50)
+    frozen = replace(frozen, base_bits=16 if settings.precision == "bf16" else 32)
+    assert plan_memory(facts, replace(frozen, micro_batch_tokens=tokens)).total_bytes <= 6 * facts.num_parameters
+    assert plan_memory(facts, replace(frozen, micro_batch_tokens=tokens + 64)).total_bytes > 6 * facts.num_parameters
 
 
 def test_nothing_helps() -> None:

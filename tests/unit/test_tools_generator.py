@@ -123,7 +123,7 @@ def test_rows_are_deterministic_and_do_not_depend_on_count():
     assert json.loads(json.dumps(take("preference", "eval", 50))) == take("preference", "eval", 50)
     # Pinned, so that a change of the data is seen: it changes every score that was measured on it.
     assert take("prompts", "eval", 1, seed=0)[0]["prompt"][0]["content"] == (
-        "Please order a phone case in compact size with quantity 272 with the color gray."
+        "Hello! I have to purchase the phone case in giant size with the quantity 226 with the color white."
     )
 
 
@@ -195,7 +195,12 @@ def test_kinds_and_offers_have_their_shares():
     assert all(task.calls[0] != task.calls[1] for task in twice)
     positions = Counter(task.offered.index(task.calls[0].function) for task in tasks if len(task.calls) == 1)
     assert positions[0] < 0.6 * sum(positions.values()), "the right tool must not always stand first"
-    assert len({f.name for task in tasks for f in task.offered}) == 420
+    catalog = {f.name for f in functions("train")}
+    seen = {f.name for task in tasks for f in task.offered}
+    assert len(catalog) == 420
+    assert len(catalog & seen) > 350
+    assert len(seen) > 4000, "most training tasks bring names of their own"
+    assert not seen & {f.name for f in functions("eval")}
 
 
 @pytest.mark.parametrize("split", SPLITS)

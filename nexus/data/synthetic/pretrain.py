@@ -20,8 +20,8 @@ from nexus.data.synthetic import stdlib_text, words
 
 TEXT_SHARE = 0.04
 # Copying has to appear first, everything else uses it: the stream starts with three tasks that are nothing but copying
-# and reaches the full mixture at this row (measured: next-token accuracy 0.38 after 0.43 M tokens of these three, 0.26 of
-# the mixture). Keep the order of rows when training (no shuffling), or the start is lost.
+# and reaches the full mixture at this row (measured: next-token accuracy 0.38 after 0.43 M tokens of these three, 0.26
+# of the mixture). Keep the order of rows when training (no shuffling), or the start is lost.
 WARM_ROWS = 14_000
 SYSTEM_SHARE = 0.15
 SYSTEM_TURNS = (
@@ -32,7 +32,8 @@ SYSTEM_TURNS = (
     "You are Nexus, a small helpful model.",
 )
 TASKS: tuple[tuple[Callable[[random.Random, str], copying.Turns], float], ...] = (
-    (copying.echo, 4), (copying.repeat, 7), (copying.positions, 8), (copying.lookup, 12), (copying.quoted, 6), (copying.template, 3),
+    (copying.echo, 4), (copying.repeat, 7), (copying.positions, 8), (copying.lookup, 12), (copying.quoted, 6),
+    (copying.template, 3),
     (forms.write_json, 9), (forms.form, 10), (forms.read_json, 5), (forms.edit_json, 4), (forms.table_json, 5),
     (forms.choose, 9), (forms.counter, 9), (forms.extract, 6),
     (world.arithmetic, 5), (world.two_steps, 2), (world.numbers, 3), (world.sort_words, 2), (world.talk, 2),

@@ -369,14 +369,16 @@ def extract(rng: random.Random, split: str) -> Turns:
     thing, number, other = rng.choice(w.NOUNS), str(rng.randint(2, 999)), w.person(rng, split)
     to = w.city(rng, split)
     frames: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-        (f"{who} lives in {place} and pays {number} a month.", (("Who?", who), ("Where?", place), ("How much?", number))),
+        (f"{who} lives in {place} and pays {number} a month.",
+         (("Who?", who), ("Where?", place), ("How much?", number))),
         (f"Book {number} seats from {place} to {to} on {when} for {who}.",
          (("From where?", place), ("To where?", to), ("For whom?", who), ("How many seats?", number), ("When?", when))),
         (f"Remind {who} at {when} to bring the {thing}.", (("Whom?", who), ("When?", when), ("What to bring?", thing))),
         (f"{who} met {other} in {place}.", ((f"Who met {other}?", who), ("Where did they meet?", place))),
         (f"{who} bought {number} {thing}s from {other} in {place}.",
          (("How many?", number), ("Who sold them?", other), ("Who bought them?", who), ("Where?", place))),
-        (f"Send the {thing} to {who} in {place} before {when}.", (("Who gets it?", who), ("Where to?", place), ("What?", thing))),
+        (f"Send the {thing} to {who} in {place} before {when}.",
+         (("Who gets it?", who), ("Where to?", place), ("What?", thing))),
         (f"The {thing} costs {number} in {place} but nothing in {to}.", (("Where is it free?", to), ("Cost?", number))),
     )  # fmt: skip
     text, questions = rng.choice(frames)

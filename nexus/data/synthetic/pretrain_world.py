@@ -13,14 +13,16 @@ PITCHES = ("low", "high", "middle")
 MOVES = ("left", "right", "up", "down")
 OPPOSITES = (
     "hot cold|big small|up down|left right|high low|fast slow|old new|wet dry|open closed|full empty|light dark|"
-    "early late|happy sad|hard soft|near far|thick thin|loud quiet|long short|strong weak|day night|true false|first last"
+    "early late|happy sad|hard soft|near far|thick thin|loud quiet|long short|strong weak|day night|true false|"
+    "first last"
 )
 FACTS = (
     ("How many days has a week?", "7"), ("How many months has a year?", "12"), ("How many minutes has an hour?", "60"),
     ("What color is snow?", "white"), ("What color is grass?", "green"), ("What color is a ripe banana?", "yellow"),
     ("Is fire hot?", "yes"), ("Is ice hot?", "no"), ("Can a fish swim?", "yes"), ("Can a stone swim?", "no"),
     ("How many legs has a dog?", "4"), ("How many legs has a bird?", "2"), ("How many sides has a triangle?", "3"),
-    ("How many sides has a square?", "4"), ("Which meal is in the morning?", "breakfast"), ("What do bees make?", "honey"),
+    ("How many sides has a square?", "4"), ("Which meal is in the morning?", "breakfast"),
+    ("What do bees make?", "honey"),
     ("What falls from clouds?", "rain"), ("Where do fish live?", "in water"), ("What do we read?", "books"),
 )  # fmt: skip
 
@@ -225,7 +227,8 @@ def tones(rng: random.Random, split: str) -> Turns:
     pitch = rng.choice(PITCHES)
     asks: Turns = [
         ("How many tones?", str(len(heard))), (f"How many {pitch} tones?", str(heard.count(pitch))),
-        ("Which tone is first?", heard[0]), ("Which tone is last?", heard[-1]), ("Say the tones in order.", ", ".join(heard)),
+        ("Which tone is first?", heard[0]), ("Which tone is last?", heard[-1]),
+        ("Say the tones in order.", ", ".join(heard)),
         (f"Is there a {pitch} tone?", "yes" if pitch in heard else "no"), ("Second tone?", heard[1]),
         ("Backwards?", ", ".join(reversed(heard))),
     ]  # fmt: skip

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,6 +55,10 @@ _PAIR = (
     "{V} {o} {c}. Then {v2} {o2} {d}.", "Please {v} {o} {c}, then {v2} {o2} {d}.", "{V} {o} {c}; also {v2} {o2} {d}.",
     "Can you {v} {o} {c} and then {v2} {o2} {d}?", "First {v} {o} {c}. After that {v2} {o2} {d}.",
 )  # fmt: skip
+
+
+#: Share of training tasks whose functions get nouns that no catalog has.
+RENAMED_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,44 @@ def _distractors(rng: random.Random, split: str, wanted: tuple[Function, ...], c
     return found
 
 
+def _rename(rng: random.Random, split: str, taken: Container[str]) -> str:
+    """A noun that no catalog has: invented, or one or two English words of the split."""
+    while True:
+        kind = rng.random()
+        if kind < 0.4:
+            noun = words.invented_name(rng, split)
+        elif kind < 0.7:
+            noun = words.pick(rng, words.NOUNS, split)
+        else:
+            noun = f"{words.pick(rng, words.ADJECTIVES, split)} {words.pick(rng, words.NOUNS, split)}"
+        if noun not in taken:
+            return noun
+
+
+def _renamed(split: str, seed: int, index: int, functions_of_task: Sequence[Function]) -> dict[Function, Function]:
+    """The functions of a training task under other nouns, in a share of the tasks; the same functions else.
+
+    The catalog has some hundred names. A small model learns them by heart within minutes and then writes the most
+    similar one where it should copy; names that never come back leave it nothing to learn but copying.
+    """
+    same = {function: function for function in functions_of_task}
+    rng = random.Random(f"nexus-tools-names:{split}:{seed}:{index}")
+    if split != "train" or rng.random() >= RENAMED_SHARE:
+        return same
+    nouns: dict[str, str] = {}
+    for noun in dict.fromkeys(function.noun for function in functions_of_task):
+        nouns[noun] = _rename(rng, split, nouns.values())
+    return {
+        function: replace(
+            function,
+            name=f"{function.verb}_{nouns[function.noun].replace(' ', '_')}",
+            noun=nouns[function.noun],
+            description=function.description.replace(function.noun, nouns[function.noun]),
+        )
+        for function in same
+    }
+
+
 def sample_task(split: str, seed: int, index: int) -> Task:
     """The task number `index`; it depends on nothing else.
 
@@ -279,12 +321,16 @@ def sample_task(split: str, seed: int, index: int) -> Task:
         short = _short(split)
         function = rng.choice(short)
         wanted = (function, function) if rng.random() < 0.55 else tuple(rng.sample(short, 2))
+    right = () if kind == "none" else tuple(dict.fromkeys(wanted))
+    others = _distractors(rng, split, tuple(dict.fromkeys(wanted)), max(count - len(right), 0))
+    named = _renamed(split, seed, index, [*wanted, *others])
+    wanted = tuple(named[f] for f in wanted)
     calls = tuple(_call(rng, f, split) for f in wanted)
     while len(calls) == 2 and (calls[0] == calls[1] or _free_values(calls[0]) & _free_values(calls[1])):
         calls = (calls[0], _call(rng, wanted[1], split))
     request = _request(rng, calls)
     right = () if kind == "none" else tuple(dict.fromkeys(wanted))
-    offered = [*right, *_distractors(rng, split, tuple(dict.fromkeys(wanted)), max(count - len(right), 0))]
+    offered = [*right, *(named[f] for f in others)]
     rng.shuffle(offered)
     calls = () if kind == "none" else calls
     return Task(f"tools-{split}-{seed}-{index}", request, tuple(offered), calls)

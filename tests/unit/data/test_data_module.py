@@ -109,7 +109,8 @@ def test_embedded_sources_commute_and_obey_the_scale(tiny_tokenizer: Any) -> Non
     assert all(prompt.gold is not None and prompt.source == "nexus_tools" for prompt in prompts)
     everything = module(tiny_tokenizer, sources={OWN_SOURCES: {"embedded": card("tools")}})
     everything.setup()
-    assert (len(everything.rows), len(everything.held_out_rows), len(everything.eval_prompts(OWN_SOURCES))) == (30, 12, 12)
+    counts = [len(found) for found in (everything.rows, everything.held_out_rows, everything.eval_prompts(OWN_SOURCES))]
+    assert counts == [30, 12, 12]
 
 
 def test_a_card_of_files(tiny_tokenizer: Any, tmp_path: Path) -> None:

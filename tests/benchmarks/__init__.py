@@ -1,0 +1,1 @@
+"""Speed and memory against other trainers; each measurement in a process of its own."""
