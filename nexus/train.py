@@ -32,7 +32,13 @@ def train(job: Job) -> Path | None:
     folder = Path(config["resume"]).resolve() if resume else create_run_folder(folder_of(job), key="run_dir")
     from nexus.stages.run import train as run
 
-    run({**config, "resume": None, "run_dir": None}, folder, prepared, resume=resume)
+    # files by their full names, so that the run can be resumed from any folder
+    files = {
+        key: [str(Path(name).resolve()) for name in getattr(prepared.corpus, f"{key}_files")]
+        for key in ("train", "validation")
+    }
+    data = config["data"] | {key: names or None for key, names in files.items()}
+    run({**config, "data": data, "resume": None, "run_dir": None}, folder, prepared, resume=resume)
     return folder
 
 

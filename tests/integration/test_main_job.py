@@ -1,4 +1,4 @@
-"""The main job as a user runs it: from below 10 % to at least 85 %, and the package scores the same in a new process."""
+"""The main job as a user runs it: from below 10 % to at least 85 %, the same from the package in a new process."""
 
 from __future__ import annotations
 

@@ -64,9 +64,9 @@ WORDS: list[tuple[str, list[str], str, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("door", "words", "code", "hints"), WORDS, ids=[" ".join([d, *w]) for d, w, _, _ in WORDS])
-def test_words(refused: Refused, door: str, words: list[str], code: str, hints: list[str]) -> None:
-    insist(refused(door, *words), code, *hints)
+@pytest.mark.parametrize(("module", "words", "code", "hints"), WORDS, ids=[" ".join([d, *w]) for d, w, _, _ in WORDS])
+def test_words(refused: Refused, module: str, words: list[str], code: str, hints: list[str]) -> None:
+    insist(refused(module, *words), code, *hints)
 
 
 #: What stands in a data file that cannot be used: name, content, further words, code, hints.

@@ -16,7 +16,7 @@ from tests.integration.conftest import command, run_in, write_chats
 
 pytestmark = pytest.mark.integration
 
-STEPS = 120
+STEPS = 80
 EVERY = 10
 
 
@@ -63,11 +63,6 @@ def test_killed_interrupted_and_finished(tmp_path: Path) -> None:
 
     interrupted = start(tmp_path, "resume=run")
     wait_for(interrupted, lambda: newest_step(run) > reached)
-    # The lock is the kernel's: held while the process lives, whatever file the killed one left.
-    second = run_in(tmp_path, "train", "resume=run")
-    if interrupted.poll() is None:
-        assert second.status == 75, second.errors
-        assert "E-RUN-01" in second.errors
     interrupted.send_signal(signal.SIGINT)
     printed, _ = interrupted.communicate(timeout=120)
     assert f"resuming from step {reached}" in printed
