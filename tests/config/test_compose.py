@@ -164,7 +164,7 @@ def test_what_hydra_shows(door: Door) -> None:
     assert (shown.status, shown.jobs) == (0, [])
     assert OmegaConf.create(shown.output).capabilities.tools.status == "ready"
     resolved = OmegaConf.create(door("--cfg", "job", "--resolve", TOOLS).output)
-    assert resolved.method.lr == 2e-3
+    assert resolved.method.lr == resolved.base_model.lr.full
     helped = door("--help")
     assert helped.status == 0
     for word in (
