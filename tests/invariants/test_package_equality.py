@@ -136,6 +136,9 @@ def test_no_file_names_a_path_or_a_host(trained, tokenizer, tmp_path: Path) -> N
         found = [name for name in names if name.encode() in content]
         assert found == [], path.name
     assert checked >= 7
+    settings = json.loads((tmp_path / "package" / "tokenizer_config.json").read_text())
+    assert not {"name_or_path", "_name_or_path", "local_files_only"} & settings.keys()
+    assert settings["eos_token"] == tokenizer.eos_token
     kinds = {path.suffix for path in (tmp_path / "package").rglob("*") if path.is_file()}
     assert kinds == {".safetensors", ".json", ".jinja", ".md"}  # nothing that could run code
 
