@@ -181,7 +181,7 @@ def show(config: dict[str, Any]) -> None:
 
 
 #: Share of the processor's matrix speed that a training step of a small decoder reaches (measured on nexus_tiny).
-_EFFICIENCY = 0.35
+_EFFICIENCY = 0.65
 
 
 def training_flops(facts: ModelFacts, counts: Counts, tokens: float) -> float:
