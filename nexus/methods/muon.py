@@ -1,7 +1,7 @@
 """Muon for the matrices of the decoder's layers, AdamW for everything else, as one optimizer.
 
-Matrix momentum with orthogonalized updates (Jordan et al. 2024) needs far fewer tokens than AdamW to train a small
-decoder from nothing; embeddings, norms and the head keep AdamW, as the authors recommend. One optimizer, because
+Matrix momentum with orthogonalized updates; its authors (Jordan et al. 2024) report that it trains small decoders in
+fewer tokens than AdamW. Embeddings, norms and the head keep AdamW, as they recommend. One optimizer, because
 Lightning counts every optimizer's step.
 """
 

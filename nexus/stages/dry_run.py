@@ -180,7 +180,7 @@ def show(config: dict[str, Any]) -> None:
     console.print("dry run: nothing was written", highlight=False)
 
 
-#: Share of the processor's matrix speed that a training step of a small decoder reaches (measured on nexus_tiny).
+#: Share of the processor's matrix speed that a training step of a small decoder reaches (one run of nexus_tiny).
 _EFFICIENCY = 0.65
 
 
