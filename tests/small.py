@@ -23,7 +23,7 @@ ASSETS = Path(nexus.__path__[0]) / "assets"
 #: A Qwen3 with the vocabulary of the shipped tokenizer.
 ARCHITECTURE: dict[str, Any] = {
     "model_type": "qwen3",
-    "vocab_size": 2560,
+    "vocab_size": 4096,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,

@@ -39,11 +39,11 @@ def first_line(path: Path) -> str:
 
 
 def _line(depth: int, name: str, comment: str) -> str:
-    start = f"{'  ' * depth}{name}"
+    start = f"{'  ' * depth}{name}".ljust(COLUMN - 1) + " "
     room = WIDTH - COLUMN
     if len(comment) > room:
         comment = comment[:room].rsplit(" ", 1)[0] + " ..."
-    return f"{start:<{COLUMN}}{comment}".rstrip() + "\n"
+    return f"{start}{comment}".rstrip() + "\n"
 
 
 def _folder(folder: Path, depth: int) -> list[str]:
@@ -66,9 +66,11 @@ def _folder(folder: Path, depth: int) -> list[str]:
 
 def _data_folder(folder: Path, depth: int) -> list[str]:
     lines = [_line(depth, f"{folder.name}/", "")]
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            lines.append(_line(depth + 1, path.relative_to(folder).as_posix(), COMMENTS.get(path.name, "")))
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
+        if path.is_dir() and path.name != "__pycache__":
+            lines += _data_folder(path, depth + 1)
+        elif path.is_file():
+            lines.append(_line(depth + 1, path.name, COMMENTS.get(path.name, "")))
     return lines
 
 

@@ -81,7 +81,7 @@ def test_counts_of_what_is_trained() -> None:
         method.configure_model()
     # embedding, and per layer q, k, v, o, three of the feed-forward part, four norms; the last norm
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 8 + 2 * 32
-    total = 2560 * 32 + 2 * layer + 32
+    total = 4096 * 32 + 2 * layer + 32
     assert sum(p.numel() for p in full.parameters() if p.requires_grad) == total
     adapter = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
     assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == adapter

@@ -180,15 +180,17 @@ def test_a_request_without_a_tool_has_none_that_fits(split: str):
                 for way in ways
                 for article in ("a ", "an ", "the ", "my ", "")
             )
-    assert 60 < found < 160
+    assert found / 1500 == pytest.approx({"train": 0.14, "eval": 0.07}[split], abs=0.03)
 
 
-def test_kinds_and_offers_have_their_shares():
+@pytest.mark.parametrize(("split", "shares"), [("train", (0.14, 0.68, 0.18)), ("eval", (0.07, 0.75, 0.18))])
+def test_kinds_have_their_shares(split: str, shares: tuple[float, ...]):
+    calls = Counter(len(sample_task(split, 11, index).calls) for index in range(3000))
+    assert [calls[n] / 3000 for n in range(3)] == pytest.approx(shares, abs=0.03)
+
+
+def test_offers_have_their_shares():
     tasks = [sample_task("train", 11, index) for index in range(3000)]
-    calls = Counter(len(task.calls) for task in tasks)
-    assert calls[1] / 3000 == pytest.approx(0.75, abs=0.03)
-    assert calls[2] / 3000 == pytest.approx(0.18, abs=0.03)
-    assert calls[0] / 3000 == pytest.approx(0.07, abs=0.02)
     assert set(Counter(len(task.offered) for task in tasks)) == {1, 2, 3, 4, 5}
     twice = [task for task in tasks if len(task.calls) == 2]
     assert 0.4 < sum(task.calls[0].function == task.calls[1].function for task in twice) / len(twice) < 0.7

@@ -17,6 +17,7 @@ from nexus.data.synthetic import pretrain_copy as copying
 from nexus.data.synthetic import pretrain_json as forms
 from nexus.data.synthetic import pretrain_world as world
 from nexus.data.synthetic import stdlib_text, words
+from nexus.data.synthetic.pretrain_commands import commands
 
 TEXT_SHARE = 0.04
 # Copying has to appear first, everything else uses it: the stream starts with three tasks that are nothing but copying
@@ -36,12 +37,16 @@ TASKS: tuple[tuple[Callable[[random.Random, str], copying.Turns], float], ...] =
     (copying.echo, 4), (copying.repeat, 7), (copying.positions, 8), (copying.lookup, 12), (copying.quoted, 6),
     (copying.template, 3),
     (forms.write_json, 9), (forms.form, 10), (forms.read_json, 5), (forms.edit_json, 4), (forms.table_json, 5),
-    (forms.choose, 9), (forms.counter, 9), (forms.extract, 6),
+    (forms.choose, 9), (forms.counter, 14), (forms.extract, 6),
     (world.arithmetic, 5), (world.two_steps, 2), (world.numbers, 3), (world.sort_words, 2), (world.talk, 2),
     (world.facts, 2), (world.scene, 4), (world.tones, 2), (world.motion, 2),
 )  # fmt: skip
 
 
+# Tasks that join the skills above come last, when there are skills to join: from this row on, in this share of rows.
+LATE_ROWS = 110_000
+LATE_SHARE = 0.45
+LATE_TASKS, LATE_WEIGHTS = (commands, copying.marked), (0.8, 0.2)
 WARM_TASKS = (forms.write_json, forms.form, copying.lookup)
 
 
@@ -68,6 +73,8 @@ def row(index: int, *, split: str, seed: int) -> dict[str, Any]:
         return {"id": name, "text": rng.choice(stdlib_text.chunks(split))}
     tasks, weights = _table()
     task = rng.choice(WARM_TASKS) if warm else rng.choices(tasks, cum_weights=weights)[0]
+    if (index >= LATE_ROWS or split == "eval") and rng.random() < LATE_SHARE:
+        task = rng.choices(LATE_TASKS, LATE_WEIGHTS)[0]
     messages: list[dict[str, str]] = []
     if not warm and rng.random() < SYSTEM_SHARE:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_TURNS)})

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from nexus.data.synthetic import words as w
 
 Turns = list[tuple[str, str]]
+# Tokens of the chat template with an end of their own; a model that never wrote them cannot learn to with an adapter.
+MARKERS = ("think", "tools", "tool_call", "tool_response", "answer")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
@@ -48,6 +50,18 @@ def value(rng: random.Random, split: str) -> str:
     return w.phrase(rng, split)
 
 
+def noun(rng: random.Random) -> str:
+    """A common noun, of the house or of the office.
+
+    Args:
+        rng: source of randomness.
+
+    Returns:
+        The word; nouns are no values and belong to both splits.
+    """
+    return rng.choice(rng.choice((w.NOUNS, w.OFFICE_NOUNS)))
+
+
 def identifier(rng: random.Random, split: str) -> str:
     """A key such as `house_color`, `drabo` or `find_plin`.
 
@@ -60,11 +74,11 @@ def identifier(rng: random.Random, split: str) -> str:
     """
     kind = rng.random()
     if kind < 0.35:
-        return rng.choice(w.NOUNS)
+        return noun(rng)
     if kind < 0.5:
         return w.invented_name(rng, split)
-    first = rng.choice(rng.choice((w.NOUNS, w.VERBS, w.ADJECTIVES)))
-    second = rng.choice(w.NOUNS) if rng.random() < 0.7 else w.invented_name(rng, split)
+    first = rng.choice(rng.choice((w.NOUNS, w.OFFICE_NOUNS, w.VERBS, w.OFFICE_VERBS, w.ADJECTIVES)))
+    second = noun(rng) if rng.random() < 0.7 else w.invented_name(rng, split)
     return f"{first}_{second}"
 
 
@@ -92,7 +106,7 @@ def _items(rng: random.Random, split: str, low: int, high: int) -> list[str]:
     if rng.random() < 0.4:
         return distinct(rng, lambda: w.invented_name(rng, split, letters=0.4), count)
     if rng.random() < 0.5:
-        return distinct(rng, lambda: rng.choice(w.NOUNS), count)
+        return distinct(rng, lambda: noun(rng), count)
     return distinct(rng, lambda: value(rng, split), count)
 
 
@@ -216,15 +230,15 @@ def quoted(rng: random.Random, split: str) -> Turns:
         One turn.
     """
     text = value(rng, split) if rng.random() < 0.4 else " ".join(_items(rng, split, 2, 4))
-    who, noun = w.person(rng, split), rng.choice(w.NOUNS)
+    who, thing = w.person(rng, split), noun(rng)
     frames = (
-        (f'{who} wrote "{text}" on the {noun}. What did {who} write?', text),
-        (f'The {noun} says "{text}". What does it say?', text),
+        (f'{who} wrote "{text}" on the {thing}. What did {who} write?', text),
+        (f'The {thing} says "{text}". What does it say?', text),
         (f"{who} sent the message: {text}. What was the message?", text),
         (f"Send {who} a note saying {text}. Who gets the note?", who),
         (f"Tell {who} that {text}. What should I tell?", text),
-        (f"The {noun} of {who} is named {text}. What is its name?", text),
-        (f"Put {text} on my {noun} list. What shall I put on the list?", text),
+        (f"The {thing} of {who} is named {text}. What is its name?", text),
+        (f"Put {text} on my {thing} list. What shall I put on the list?", text),
         (f"The word in brackets is ({text}). Which word?", text),
     )
     return [rng.choice(frames)]
@@ -257,3 +271,35 @@ def template(rng: random.Random, split: str) -> Turns:
     for slot, text in zip(slots, values, strict=True):
         answer = answer.replace("{" + slot + "}", text)
     return [(f"Fill in: {frame}\n{given}", answer)]
+
+
+def marked(rng: random.Random, split: str) -> Turns:
+    """Put something between two markers, or read what stands between them.
+
+    Args:
+        rng: source of randomness.
+        split: "train" or "eval".
+
+    Returns:
+        One to three turns.
+    """
+    turns: Turns = []
+    for _ in range(rng.randint(1, 3)):
+        first, second = rng.sample(MARKERS, 2)
+        text, other = value(rng, split), value(rng, split)
+        one, two = f"<{first}>{text}</{first}>", f"<{second}>{other}</{second}>"
+        kind = rng.random()
+        if kind < 0.3:
+            ask = rng.choice(("Put {t} between <{m}> and </{m}>.", "{t} in <{m}>", "Mark {t} with <{m}>."))
+            turns.append((ask.format(t=text, m=first), one))
+        elif kind < 0.5:
+            between = rng.choice(("", "\n"))
+            ask = rng.choice(("{t} in <{m}>, {o} in <{n}>", "First <{m}> with {t}, then <{n}> with {o}"))
+            turns.append((ask.format(t=text, m=first, o=other, n=second), f"{one}{between}{two}"))
+        elif kind < 0.7:
+            turns.append((f"{one}\n{two}\nWhat stands in <{first}>?", text))
+        elif kind < 0.85:
+            turns.append((f"Repeat: {one}", one))
+        else:
+            turns.append((f"{one} with <{second}> in place of <{first}>", f"<{second}>{text}</{second}>"))
+    return turns

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from nexus.data.synthetic import words as w
-from nexus.data.synthetic.pretrain_copy import Turns, distinct, identifier, value
+from nexus.data.synthetic.pretrain_copy import Turns, distinct, identifier, noun, value
 
 Pair = tuple[Any, str]
 
@@ -298,6 +298,17 @@ def table_json(rng: random.Random, split: str) -> Turns:
     return [(f"{told}. One JSON line each.", lines)]
 
 
+def _offer(rng: random.Random, topic: tuple[str, str]) -> tuple[str, str]:
+    """What an entry offers and how someone asks for it: a topic in other words, or the same two words."""
+    if rng.random() < 0.5:
+        return rng.choice(topic[0].split("|")), rng.choice(topic[1].split("|"))
+    verb, thing = rng.choice(rng.choice((w.VERBS, w.OFFICE_VERBS))), noun(rng)
+    if rng.random() < 0.4:
+        thing = f"{rng.choice(rng.choice((w.ADJECTIVES, w.OFFICE_NOUNS)))} {thing}"
+    frames = ("help me {v} the {n}", "{v} my {n}", "I want to {v} a {n}", "can you {v} a {n}", "now {v} the {n}")
+    return f"{verb} {rng.choice(('a ', 'the ', ''))}{thing}", rng.choice(frames).format(v=verb, n=thing)
+
+
 def choose(rng: random.Random, split: str) -> Turns:
     """Pick the entry of a list of short descriptions that fits a request, or say that none does.
 
@@ -309,17 +320,7 @@ def choose(rng: random.Random, split: str) -> Turns:
         One or two turns about one list.
     """
     count = rng.randint(2, 4)
-    offers, answers = [], []
-    for topic in rng.sample(TOPICS, count + 1):
-        if rng.random() < 0.65:
-            offers.append(rng.choice(topic[0].split("|")))
-            answers.append(rng.choice(topic[1].split("|")))
-        else:
-            verb, noun = rng.choice(w.VERBS), rng.choice(w.NOUNS)
-            offers.append(f"{verb} a {noun}")
-            answers.append(
-                rng.choice((f"help me {verb} the {noun}", f"{verb} my {noun}", f"I want to {verb} a {noun}"))
-            )
+    offers, answers = zip(*(_offer(rng, topic) for topic in rng.sample(TOPICS, count + 1)), strict=True)
     labels = distinct(rng, lambda: identifier(rng, split), count)
     between = rng.choice((": ", " - ", " = ", " sells ", " (", " offers "))
     entries = "\n".join(f"{label}{between}{offer}" for label, offer in zip(labels, offers, strict=False))
@@ -334,6 +335,8 @@ def choose(rng: random.Random, split: str) -> Turns:
 def counter(rng: random.Random, split: str) -> Turns:
     """Pick the desk that fits a request and fill its slip: choosing and extracting together.
 
+    Two requests give two slips; a request that no desk serves gives "no desk".
+
     Args:
         rng: source of randomness.
         split: "train" or "eval".
@@ -341,18 +344,26 @@ def counter(rng: random.Random, split: str) -> Turns:
     Returns:
         One turn.
     """
-    count = rng.randint(2, 3)
-    picked = rng.sample(TOPICS, count)
-    labels = distinct(rng, lambda: identifier(rng, split), count)
-    slips = [record(rng, split, 1, 2) for _ in labels]
-    place = rng.randrange(count)
+    count = rng.randint(1, 3)
+    offers, answers = zip(*(_offer(rng, topic) for topic in rng.sample(TOPICS, count + 1)), strict=True)
+    labels = distinct(rng, lambda: identifier(rng, split), count + 1)
+    slips = [record(rng, split, 1, 3) for _ in labels]
     lines = "\n".join(
-        f"{label}: {rng.choice(topic[0].split('|'))}; asks for {', '.join(key for key, _, _ in slip)}"
-        for label, topic, slip in zip(labels, picked, slips, strict=True)
+        f"{label}: {offer}; asks for {', '.join(key for key, _, _ in slip)}"
+        for label, offer, slip in zip(labels[:count], offers, slips, strict=False)
     )
-    request = rng.choice(picked[place][1].split("|"))
-    answer = json.dumps({"desk": labels[place]} | {key: item for key, item, _ in slips[place]}, ensure_ascii=False)
-    return [(f"Desks:\n{lines}\n{request}, {say(rng, slips[place])}", answer)]
+    places = [count] if rng.random() < 0.12 else rng.sample(range(count), 2 if count > 1 and rng.random() < 0.2 else 1)
+    requests, filled = [], []
+    for place in places:
+        told = list(slips[place])
+        if rng.random() < 0.4:
+            rng.shuffle(told)
+        requests.append(f"{answers[place]}, {say(rng, told)}")
+        filled.append(
+            json.dumps({"desk": labels[place]} | {key: item for key, item, _ in slips[place]}, ensure_ascii=False)
+        )
+    answer = "no desk" if places == [count] else "\n".join(filled)
+    return [(f"Desks:\n{lines}\n{'. Then '.join(requests)}", answer)]
 
 
 def extract(rng: random.Random, split: str) -> Turns:

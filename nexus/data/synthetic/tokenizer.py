@@ -2,7 +2,9 @@
 
 A word has the same tokens with and without a space before it, because letters, single digits, single line breaks and
 runs of everything else are split before the merges (GPT-2's split glues the space to the word). Copying a name out of
-a sentence into a JSON string is then literally copying tokens. A line break is always alone, so that what follows
+a sentence into a JSON string is then literally copying tokens. Two exceptions keep the next token a matter of the last
+one and rows short: an underscore belongs to the word before it, and the commonest little words,
+which are seldom copied, take the spaces around them. A line break is always alone, so that what follows
 ``<|im_start|>assistant`` can never merge with it: the tokens of a prompt are a prefix of the tokens of prompt and
 answer.
 
@@ -16,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nexus.data.synthetic import pretrain, stdlib_text
+from nexus.data.synthetic import pretrain, stdlib_text, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCAB_SIZE = 2560
+VOCAB_SIZE = 4096
 NUM_RESERVED = 64
 PAD, START, END, END_OF_TEXT = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIAL_TOKENS = (
@@ -44,8 +46,14 @@ SPECIAL_TOKENS = (
     "<|video|>",
     *(f"<|reserved_{index}|>" for index in range(NUM_RESERVED)),
 )
-SPLIT_PATTERN = r"\p{L}+|\p{N}|\n|[^\p{L}\p{N}\n]+"
+LITTLE_WORDS = (
+    "a an the my your his her their our its this that to of in on at for from with by and or as is are was be it i you "
+    "we me can could would will please do does not no then if so but into until due about what which who when where how"
+)
+KIND_WORDS = "string integer number boolean array object true false null minutes hours days"
+SPLIT_PATTERN = rf" ?(?i:{LITTLE_WORDS.replace(' ', '|')}) " r"|\p{L}+_?|\p{N}|\n|[^\p{L}\p{N}\n_]+|_+"
 SAMPLE_ROWS = 30_000
+WORD_WEIGHT = 400
 SAMPLE_SEED = 20260
 
 CHAT_TEMPLATE = r"""
@@ -141,6 +149,16 @@ CHAT_TEMPLATE = r"""
 
 def _sample(count: int, seed: int) -> Iterator[str]:
     yield from stdlib_text.chunks("train")
+    # Invented names would take most merges; the words that a request is made of deserve a token each.
+    nouns, verbs = (*words.NOUNS, *words.OFFICE_NOUNS), (*words.VERBS, *words.OFFICE_VERBS)
+    for word in (*nouns, *verbs, *words.ADJECTIVES, *KIND_WORDS.split()):
+        yield f"{word}\n" * WORD_WEIGHT
+    for word in (*nouns, *verbs):
+        yield f"{word}_\n" * (WORD_WEIGHT // 2)
+    for word in verbs:
+        yield f"{word.capitalize()}\n" * (WORD_WEIGHT // 2)
+    for word in LITTLE_WORDS.split():
+        yield f"x {word} {word} {word.capitalize()} " * (WORD_WEIGHT // 2)
     # The dense copying at the start of the stream would spend the merges on strings of random letters.
     for index in range(pretrain.WARM_ROWS, pretrain.WARM_ROWS + count):
         row = pretrain.row(index, split="train", seed=seed)

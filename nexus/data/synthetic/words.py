@@ -67,6 +67,51 @@ VERBS = _words(
     wait walk wash watch water wave wear weigh win wipe wish work wrap write
     """
 )
+OFFICE_NOUNS = _words(
+    """
+    access account action address advice age agency agent agreement airport alarm album amount animal answer area
+    argument army article artist aspect attempt audience author average balance battery benefit bill birth bonus
+    budget building business calendar campaign capital career category cause center century challenge chance change
+    channel chapter charge choice claim class client climate coach code collection color comment committee community
+    company complaint computer concept concert condition contact content contract control corner cost country couple
+    course credit culture customer damage data date daughter deal debt decision degree delay delivery demand deposit
+    depth design detail device diet difference direction director discount disease distance doctor document dollar
+    domain draft duration duty economy edge editor effect effort election element email employee energy engineer
+    entry environment error estimate event evidence exam example exchange exercise expense expert extra factor family
+    feature fee feedback figure file film filter flavor flight floor focus font footer force format foundation frame
+    friend fuel function future garage genre goal government grade group growth guest guide habit header health
+    height history hobby holiday hotel hour idea image impact income index industry insurance interest internet
+    interview inventory invoice issue item job journey judge keyword label language laptop law lawyer layer leader
+    length lesson level library limit line link list loan location loss machine magazine manager margin market
+    material matter measure media meeting member memory menu message method minute mission mode model moment money
+    month mood movie museum music nation network news night number object office officer opinion option organ origin
+    owner package parent parking part partner party passenger password patient pattern payment people percent period
+    permission person phone photo picture place platform player podcast poem poet point policy position post power
+    price priority prize problem process product profile profit program project promise purpose quality quantity
+    quarter query question queue range rating ratio reason receipt recipe recipient record refund region release
+    reminder rent reply report request result return revenue role route rule safety salary sample scale schedule
+    science score season seat second section sector security seller sender sentence series server service session
+    setting shape share shipment shop signal site situation size skill society source space speaker speed sport staff
+    stage standard state statement station status step store storm story strategy student studio style subject
+    summary supply support surface survey symbol system tag target task tax teacher team temperature term theme theory
+    time title tone topic total tour trade traffic transfer transport trip type unit update user vaccine value version
+    video view visit visitor voice volume vote wage warning warranty weather website week weight width winner
+    workshop world writer year zone
+    """
+)
+OFFICE_VERBS = _words(
+    """
+    accept allow apply approve archive arrange assign attach attend begin block calculate cancel clear combine compare
+    confirm connect convert create define delete deliver describe detect disable dispatch display download duplicate
+    edit enable encode end erase estimate evaluate expand export extract fetch format forward generate grade hire
+    identify import improve include increase inform insert inspect install invite invoke issue join launch limit link
+    list locate log manage merge modify monitor notify obtain operate pause perform predict prepare present prevent
+    process produce publish purchase query rate receive recommend record reduce refresh register reject release relocate
+    remind remove rename renew replace reply report request reserve reset resolve restore resume return reverse review
+    scan schedule select separate settle share simulate solve start submit subscribe suggest summarize support suspend
+    switch sync track transfer translate trigger update upgrade upload validate verify view
+    """
+)
 COLORS = _words(
     """
     red blue green yellow orange purple pink brown black white gray teal gold silver
