@@ -157,7 +157,14 @@ def _explained(
     summary = f"{kind}: {text.splitlines()[0] if text else 'no message'}"
     if local:
         return _unreadable(summary, repository, "repair the folder, or fetch it again")
-    if "gated" in text.lower() or kind == "GatedRepoError":
+    is_gated = kind == "GatedRepoError" or (kind == "DatasetNotFoundError" and "gated" in text)
+    if not is_gated and kind in ("DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"):
+        return _unreadable(
+            "the hub has no such repository or revision, or it is private",
+            repository,
+            f"look at {page}; a private one needs hf auth login",
+        )
+    if is_gated:
         return _unreadable(
             "it is gated, and this machine has no access",
             repository,
@@ -166,12 +173,6 @@ def _explained(
     if offline:
         return _unreadable(
             "HF_HUB_OFFLINE is set, and it was never downloaded", repository, f"unset HF_HUB_OFFLINE, or {copy}"
-        )
-    if kind in ("DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"):
-        return _unreadable(
-            "the hub has no such repository or revision, or it is private",
-            repository,
-            f"look at {page}; a private one needs hf auth login",
         )
     if isinstance(error, (ConnectionError, _http_error())) or kind == "LocalEntryNotFoundError":
         return _unreadable("the hub cannot be reached", repository, f"check the network, or {copy}")

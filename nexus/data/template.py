@@ -297,7 +297,7 @@ def _render(
 
 
 def _turn(message: Message, template: str) -> Message:
-    """A turn as the template reads it; where that knows no field for reasoning, it stands in the text, in think tags."""
+    """A turn as the template reads it; where that has no field for reasoning, it stands in the text, in think tags."""
     # As apply_chat_template does: templates test for a missing key, not for None.
     turn = {key: value for key, value in message.items() if value is not None}
     if "reasoning_content" in turn and "reasoning_content" not in template:

@@ -2,10 +2,6 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,38 +250,6 @@ def test_data_sets_that_datasets_saved(tmp_path: Path, read_it: Callable[[Path],
     with pytest.raises(NexusError) as caught:
         from_hub(tmp_path / "one")
     assert caught.value.code == "E-DAT-10"
-
-
-def hub_error(**environment: str) -> str:
-    """What a process of its own prints, because the libraries read their environment as they are imported."""
-    script = """
-        from nexus.data.hub import read_hub
-        from nexus.errors import NexusError
-        try:
-            print(next(read_hub("openai/gsm8k", config="main", split="train", revision=None, start=0, count=1)))
-        except NexusError as error:
-            print(error.status, error)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=os.environ | {"HF_HUB_OFFLINE": "0"} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
-
-
-def test_offline_says_what_to_do(tmp_path: Path) -> None:
-    said = hub_error(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert said.startswith("66 E-DAT-20  the data set openai/gsm8k cannot be read: HF_HUB_OFFLINE is set")
-    assert "unset HF_HUB_OFFLINE" in said
-    assert "hf download openai/gsm8k --repo-type dataset --local-dir DIR" in said
-
-
-def test_no_network_is_said_at_once(tmp_path: Path) -> None:
-    said = hub_error(HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
-    assert said.startswith("66 E-DAT-20  the data set openai/gsm8k cannot be read: the hub cannot be reached")
 
 
 def test_what_is_no_repository_is_said_without_a_network(tmp_path: Path) -> None:

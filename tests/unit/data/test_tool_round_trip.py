@@ -56,7 +56,7 @@ LLAMA = (
     "{%- if message.tool_calls | length != 1 %}"
     "{{- raise_exception('This model only supports single tool-calls at once!') }}{%- endif %}"
     "{%- set call = message.tool_calls[0].function %}{{- header('assistant') }}"
-    "{{- '{\"name\": \"' + call.name + '\", \"parameters\": ' }}{{- call.arguments | tojson }}{{- '}' }}{{- '<|eot_id|>' }}"
+    "{{- '{\"name\": \"' + call.name + '\", \"parameters\": ' }}{{- call.arguments | tojson }}{{- '}<|eot_id|>' }}"
     "{%- elif message.role != 'system' %}{{- header(message.role) }}{{- message.content | trim }}{{- '<|eot_id|>' }}"
     "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- header('assistant') }}{%- endif %}"
 )
