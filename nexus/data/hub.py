@@ -52,8 +52,8 @@ def read_hub(
     try:
         path = str(folder) if local else repository
         data: Any = datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
-        rows = enumerate(itertools.islice(data, start, None if count is None else start + count), start=start)
-        for index, row in rows:
+        wanted = itertools.islice(data, start, None if count is None else start + count)
+        for index, row in enumerate(wanted, start=start):
             yield f"{repository}[{split}]:{index}", without_filling(row)
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError, _http_error()) as error:
         raise _explained(error, repository, config, split, offline=offline, local=local) from error
