@@ -166,6 +166,7 @@ def make_corpus(tokenizer: Any, **changes: Any) -> Corpus:
         "generator": "tools",
         "roles": ["train", "eval"],
         "rows": 12,
+        "size": None,
         "eval_rows": 2,
         "seed": 1,
         "fields": {},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.config.capabilities import MEASURED_ONLY, read_capabilities, ready_names
+from nexus.config.datasets import source_problems, training_problems
 from nexus.config.folders import ASSETS, data_file
 from nexus.config.walk import nearest
 from nexus.errors import Problem
@@ -288,6 +289,16 @@ def _data_files_exist(config: Config) -> Iterator[Problem]:
             if not path.exists():
                 siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
                 yield Problem("E-MIS-02", f"data.{key}", f"= {name!r}: there is no such file", _choices(name, siblings))
+
+
+@_rule("train", "evaluate", reads=("data.sources", "capabilities", "paths"))
+def _cards_are_whole(config: Config) -> Iterator[Problem]:
+    yield from source_problems(config)
+
+
+@_rule("train", reads=("data.train", "data.sources", "capabilities"))
+def _nobody_trains_on_a_benchmark(config: Config) -> Iterator[Problem]:
+    yield from training_problems(config)
 
 
 @_rule("train", reads=("run_dir", "resume"))

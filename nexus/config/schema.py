@@ -152,6 +152,7 @@ class Card:
     license: str | None
     gated: bool
     roles: list[Literal["train", "eval"]]
+    size: Count | None
     rows: Count | None
     eval_rows: Whole | None
     seed: Seed

@@ -7,6 +7,7 @@ validation, else a share of the own training rows, and the evaluation split of e
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import time
@@ -19,7 +20,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nexus.data.formats import to_example
-from nexus.data.sources import BadRows, Row, generate_rows, read_file
+from nexus.data.hub import read_hub
+from nexus.data.mixture import count_duplicates, weighted
+from nexus.data.sources import BadRows, Row, generate_rows, read_path
 from nexus.data.template import CountTokens, LongRows, RowCounts, limit_rows, tokenize_examples
 from nexus.errors import NexusError
 from nexus.types import Example, TokenizedExample
@@ -53,9 +56,10 @@ class Corpus:
 
     Args:
         sources: capability (or `OWN_SOURCES`) -> source name -> dataset card (`conf/dataset`).
-        train: own training file or files; None for none.
-        validation: own held-out file or files; None for none.
-        validation_fraction: share of the own training rows that is held out where `validation` is None.
+        train: own training files or folders; None for none.
+        validation: own held-out files or folders; None for none.
+        validation_fraction: share of the own training rows that is held out where `validation` is None, and of each
+            own source where no own source has the role eval.
         view: what the method reads: `sft`.
         count_tokens: `completion` or `all`.
         max_seq_len: longest row, in tokens.
@@ -121,6 +125,7 @@ class Corpus:
         self.rows: list[TokenizedExample] = []
         self.held_out_rows: list[TokenizedExample] = []
         self.counts = RowCounts()
+        self.duplicates = 0
         self.data_sha256 = ""
 
     def setup(self, stage: str | None = None) -> None:
@@ -137,9 +142,9 @@ class Corpus:
         train, held_out = self._own_examples()
         for name, cards in self.sources.items():
             for card in cards.values():
-                train += [] if stage == "test" else self._train_examples(card)
-                # a capability is measured by its metrics; its held-out loss would say less and cost as much
-                held_out += self._held_out_examples(card) if name == OWN_SOURCES else []
+                learned, kept_back = self._source_examples(name, card, stage)
+                train += learned
+                held_out += kept_back
         self.held_out_rows, _ = self._tokenize(held_out, "tokenizing held-out rows")
         if stage == "test":
             return
@@ -153,6 +158,7 @@ class Corpus:
                 where="data",
                 remedy="raise data.max_seq_len, or mend the rows" if found else "data.train=FILE or +capability=NAME",
             )
+        self.duplicates = count_duplicates(self.rows)
         self.data_sha256 = sha256_of_rows(self.rows)
 
     @property
@@ -177,11 +183,12 @@ class Corpus:
         examples = examples[:count]
         for card in self._cards():
             if "train" in card["roles"]:
-                examples += self._convert(
+                first = self._convert(
                     self._card_rows(card, self.view, "train", count), card["name"], card["fields"], count
                 )
-                available = smaller(card["rows"], self.rows_per_source)
-                total += round((len(examples) if available is None else available) * card["weight"])
+                examples += first
+                available = smaller(smaller(card["rows"], card["size"]), self.rows_per_source)
+                total += round((len(first) if available is None else available) * card["weight"])
         rows, _ = self._tokenize(examples, "tokenizing")
         if not rows:
             raise NexusError("E-DAT-13", "no rows are left to train on", where="data", remedy="raise data.max_seq_len")
@@ -208,7 +215,7 @@ class Corpus:
             At most `eval_prompts` examples of each source; nothing needs to be set up.
 
         Raises:
-            NexusError: `E-DAT-16` for a kind of card that is not built yet.
+            NexusError: as the readers, or `E-DAT-05` and `E-DAT-12` for a row without a gold answer.
         """
         cards = [card for card in self.sources[capability].values() if "eval" in card["roles"]]
         return [
@@ -219,7 +226,7 @@ class Corpus:
 
     def licences(self) -> dict[str, str]:
         """Licence by data source."""
-        named = {card["name"]: card["license"] for cards in self.sources.values() for card in cards.values()}
+        named = {card["name"]: card["license"] or "not stated" for card in self._cards()}
         return named | {file: "the user's own" for file in self.train_files}
 
     def probe(self, num_tokens: int) -> list[int]:
@@ -246,6 +253,7 @@ class Corpus:
             "dropped": dict(self.counts.dropped),
             "truncated": self.counts.truncated,
             "bad_rows": len(self.bad_rows.errors),
+            "duplicates": self.duplicates,
             "held_out_rows": len(self.held_out_rows),
             "held_out_tokens": sum(len(row.input_ids) for row in self.held_out_rows),
             "steps": self.num_steps,
@@ -265,6 +273,8 @@ class Corpus:
         left_out += [f"{facts['truncated']} truncated"] if facts["truncated"] else []
         unusable = facts["bad_rows"] - facts["dropped"].get("nothing_to_learn", 0)
         left_out += [f"{unusable} unusable"] if unusable > 0 else []
+        if facts["duplicates"]:
+            lines.append(f"      {facts['duplicates']:,} rows repeat another row token for token")
         if left_out:
             lines.append(f"      left out or cut: {', '.join(left_out)}")
         return "\n".join(lines)
@@ -280,16 +290,23 @@ class Corpus:
 
     def _file_rows(self, files: Iterable[str]) -> Iterable[Row]:
         for file in files:
-            yield from read_file(file, self.bad_rows)
+            yield from read_path(file, self.bad_rows)
 
-    def _train_examples(self, card: dict[str, Any]) -> list[Example]:
-        if "train" not in card["roles"]:
-            return []
+    def _source_examples(
+        self, name: str, card: dict[str, Any], stage: str | None
+    ) -> tuple[list[Example], list[Example]]:
+        """Rows of a source to train on, as often as its weight says, and rows that are held out."""
+        # A capability is measured by its metrics; its held-out loss would say less and cost as much.
+        held_out = self._held_out_examples(card) if name == OWN_SOURCES else []
+        has_own = self.validation_files or any("eval" in own["roles"] for own in self.sources[name].values())
+        shares = name == OWN_SOURCES and not has_own
+        if "train" not in card["roles"] or (stage == "test" and not shares):
+            return [], held_out
         count = smaller(card["rows"], self.rows_per_source)
-        examples = self._convert(self._card_rows(card, self.view, "train", count), card["name"], card["fields"], count)
-        # A weight of 2 shows every row twice an epoch, 0.5 every second one once.
-        wanted = round(card["weight"] * len(examples))
-        return [examples[i % len(examples)] for i in range(wanted)]
+        train = self._convert(self._card_rows(card, self.view, "train", count), card["name"], card["fields"], count)
+        if shares:
+            train, held_out = split_held_out(train, self.validation_fraction, seed=self.seed)
+        return weighted(train, card["weight"], seed=self.seed, name=card["name"]), held_out
 
     def _held_out_examples(self, card: dict[str, Any]) -> list[Example]:
         if "eval" not in card["roles"]:
@@ -310,16 +327,22 @@ class Corpus:
                     remedy="set rows and eval_rows",
                 )
             return generate_rows(card["generator"], view=view, split=split, count=count, seed=card["seed"])
-        if card["kind"] == "files":
-            rows = list(read_file(card["path"], self.bad_rows))
-            held_out = rows[: card["eval_rows"]] if "eval" in card["roles"] else []
-            return held_out[:count] if split == "eval" else rows[len(held_out) :][:count]
-        raise NexusError(
-            "E-DAT-16",
-            f"dataset cards of kind {card['kind']!r} cannot be read yet",
-            where=f"dataset {card['name']}",
-            remedy="download the data set and give its files: data.train=FILE",
-        )
+        is_shared = split == "train" and "eval" in card["roles"]
+        start = card["eval_rows"] if is_shared else 0  # the first rows are held out
+        if card["kind"] == "hub":
+            return read_hub(
+                card["path"],
+                config=card["config"],
+                split=card["split"],
+                revision=card["revision"],
+                start=start,
+                count=count,
+            )
+        paths = [card["path"]] if isinstance(card["path"], str) else card["path"]
+        # Both splits of a file are read from its beginning; what is wrong with its rows is counted once.
+        bad_rows = BadRows(self.bad_rows.limit) if split == "eval" and "train" in card["roles"] else self.bad_rows
+        rows = itertools.chain.from_iterable(read_path(path, bad_rows) for path in paths)
+        return itertools.islice(rows, start, None if count is None else start + count)
 
     def _convert(self, rows: Iterable[Row], source: str, fields: dict[str, str], total: int | None) -> list[Example]:
         examples = []

@@ -1,38 +1,28 @@
 """Recognizes the schema of a row by its columns and converts it to an `Example`.
 
 A schema is a row of the table `SCHEMAS`: the columns it needs, the view that reads it, and a function. The first schema
-whose needs are met wins, so the table goes from the most specific to the most general.
+whose needs are met wins, so the table goes from the most specific to the most general. What a row would teach wrongly,
+because it holds more than its text says, is refused by name (`REFUSED`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from nexus.data.dialects import Wrong, glaive_turns, hh_turns, is_hh, without_calculator
+from nexus.data.turns import assistant, calls_of, conversation_of, json_or, text_of, tools_of, turns_of
 from nexus.errors import NexusError
+from nexus.text.answers import marked_answer, normalize_number
 from nexus.types import Example, Message
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "function_call": "function_call",
-}
+Row = dict[str, Any]
+Convert = Callable[[Row], dict[str, Any]]
+
 VIEWS = ("sft", "preference", "prompts")
+_OTHER_MODALITIES = ("image", "images", "video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True)
@@ -49,14 +39,29 @@ class Schema:
     name: str
     needs: tuple[str, ...]
     view: str
-    convert: Callable[[dict[str, Any]], dict[str, Any]]
+    convert: Convert
 
 
-class _Wrong(Exception):
-    """A column of the wrong type; `to_example` adds the place."""
+@dataclass(frozen=True)
+class Refused:
+    """A kind of row that looks like a known one and must not be read as such.
+
+    Attributes:
+        name: what users call it.
+        needs: columns that make a row this kind.
+        views: views that refuse it.
+        why: what would go wrong.
+        remedy: what to do instead.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    views: tuple[str, ...]
+    why: str
+    remedy: str
 
 
-def to_example(row: dict[str, Any], *, place: str, source: str, view: str, fields: dict[str, str]) -> Example:
+def to_example(row: Row, *, place: str, source: str, view: str, fields: dict[str, str]) -> Example:
     """Convert one row.
 
     Args:
@@ -70,27 +75,52 @@ def to_example(row: dict[str, Any], *, place: str, source: str, view: str, field
         The example.
 
     Raises:
-        NexusError: `E-DAT-12` if no schema fits or the schema is not one of this view, `E-DAT-05` for a value of the
-            wrong type.
+        NexusError: `E-DAT-12` if no schema fits, the schema is not one of this view or is refused by name, `E-DAT-05`
+            for a value of the wrong type, `E-PREF-01` if chosen and rejected are the same.
     """
     row = {key: value for key, value in row.items() if value is not None}
     for ours, theirs in fields.items():
         if theirs in row:
             row[ours] = row.pop(theirs)
+    refused = _refused(row, view)
+    if refused is not None:
+        name, why, remedy = refused
+        raise NexusError("E-DAT-12", f"the row is of schema {name}: {why}", where=place, remedy=remedy)
     schema = next((s for s in SCHEMAS if s.view == view and all(key in row for key in s.needs)), None)
     if schema is None:
         raise _unknown(row, place, view)
     try:
         parts = schema.convert(row)
-        parts["tools"] = parts.get("tools") or _tools(row)
-    except _Wrong as error:
+        if "text" not in parts:
+            parts["tools"] = tools_of(row.get("tools") or row.get("functions")) or parts.get("tools", ())
+    except Wrong as error:
         raise NexusError(
             "E-DAT-05", f"{error} (schema {schema.name})", where=place, remedy="see the README for the schemas"
         ) from error
+    if view == "preference" and parts["chosen"] == parts["rejected"]:
+        raise NexusError(
+            "E-PREF-01",
+            "chosen and rejected are the same, so nothing can be preferred",
+            where=place,
+            remedy="remove the row, or allow some with data.max_bad_rows",
+        )
     return Example(id=place, source=source, **parts)
 
 
-def _unknown(row: dict[str, Any], place: str, view: str) -> NexusError:
+def _refused(row: Row, view: str) -> tuple[str, str, str] | None:
+    """Name, reason and remedy, if the row must not be read."""
+    media = [key for key in _OTHER_MODALITIES if row.get(key) not in ("", [], {}, None)]
+    if media:
+        return (
+            f"{'+'.join(media)} and text",
+            "only its text would be read, and an answer about something unseen teaches to invent",
+            "such rows come with encoders; leave the column out if the answer does not rest on it",
+        )
+    found = next((r for r in REFUSED if view in r.views and all(key in row for key in r.needs)), None)
+    return None if found is None else (found.name, found.why, found.remedy)
+
+
+def _unknown(row: Row, place: str, view: str) -> NexusError:
     other = next((s for s in SCHEMAS if all(key in row for key in s.needs)), None)
     keys = ", ".join(sorted(row)) or "none"
     if other is not None:
@@ -115,161 +145,241 @@ def _unknown(row: dict[str, Any], place: str, view: str) -> NexusError:
         "E-DAT-12",
         f"no known schema has these columns: {keys}; the nearest is {'+'.join(near.needs)}, missing: {missing}",
         where=place,
-        remedy=f"rename the columns; also known: {others}",
+        remedy=f"rename the columns (fields of a dataset card do); also known: {others}",
     )
 
 
-def _text(value: Any, what: str) -> str:
-    if isinstance(value, str):
-        return value
-    raise _Wrong(f"{what} must be text, this is a {type(value).__name__}")
+def _system(row: Row) -> tuple[Message, ...]:
+    column = "system" if "system" in row else "system_prompt"
+    text = row.get(column)
+    return ({"role": "system", "content": text_of(text, column)},) if text else ()
 
 
-def _json_or(value: Any, what: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise _Wrong(f"{what} is text that is not JSON: {error}") from error
-
-
-def _content(value: Any, what: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):  # OpenAI parts; other kinds than text need an encoder
-        parts = [part for part in value if isinstance(part, dict) and part.get("type") == "text"]
-        if len(parts) != len(value):
-            kinds = sorted({str(part.get("type")) if isinstance(part, dict) else type(part).__name__ for part in value})
-            raise _Wrong(f"{what} has parts of kind {', '.join(kinds)}; only text is read")
-        return "".join(_text(part.get("text"), f"{what} part") for part in parts)
-    return _text(value, what)
-
-
-def _call(value: Any, what: str) -> dict[str, Any]:
-    call = _json_or(value, what)
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise _Wrong(f"{what} must be an object with name and arguments")
-    arguments = _json_or(function.get("arguments") or {}, f"{what}.arguments")
-    if not isinstance(arguments, dict):
-        raise _Wrong(f"{what}.arguments must be an object, this is a {type(arguments).__name__}")
-    kept = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    return {**kept, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _calls(value: Any, what: str) -> list[dict[str, Any]]:
-    calls = _json_or(value, what)
-    if not isinstance(calls, list):
-        raise _Wrong(f"{what} must be a list, this is a {type(calls).__name__}")
-    return [_call(call, f"{what}[{i}]") for i, call in enumerate(calls)]
-
-
-def _message(value: Any, what: str) -> Message:
-    if not isinstance(value, dict):
-        raise _Wrong(f"{what} must be an object with role and content, this is a {type(value).__name__}")
-    role_key, content_key = ("from", "value") if "from" in value else ("role", "content")
-    given = value.get(role_key)
-    role = ROLES.get(given.lower()) if isinstance(given, str) else None
-    if role is None:
-        known = ", ".join(sorted(ROLES))
-        raise _Wrong(f"{what}.{role_key} is {given!r}, known roles: {known}")
-    if role == "function_call":
-        calls = _json_or(value.get(content_key), f"{what}.{content_key}")
-        calls = calls if isinstance(calls, list) else [calls]
-        return {"role": "assistant", "content": "", "tool_calls": _calls(calls, f"{what}.{content_key}")}
-    tool_calls = value.get("tool_calls")
-    if tool_calls is None and isinstance(value.get("function_call"), dict):
-        tool_calls = [value["function_call"]]
-    if value.get(content_key) is None and not tool_calls:
-        raise _Wrong(f"{what} has no {content_key}")
-    message: Message = {"role": role, "content": _content(value.get(content_key), f"{what}.{content_key}")}
-    if tool_calls:
-        message["tool_calls"] = _calls(tool_calls, f"{what}.tool_calls")
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        if isinstance(value.get(key), str):
-            message[key] = value[key]
-    return message
-
-
-def _turns(value: Any, what: str, role: str | None = None) -> tuple[Message, ...]:
-    """A list of turns, or a text that is one turn of `role`."""
-    if role is not None and isinstance(value, str):
-        return ({"role": role, "content": value},)
-    if isinstance(value, str):
-        value = _json_or(value, what)
-    if not isinstance(value, list):
-        raise _Wrong(f"{what} must be a list of turns, this is a {type(value).__name__}")
-    if not value:
-        raise _Wrong(f"{what} is empty")
-    return tuple(_message(turn, f"{what}[{i}]") for i, turn in enumerate(value))
-
-
-def _tools(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    tools = _json_or(row.get("tools") or [], "tools")
-    if not isinstance(tools, list):
-        raise _Wrong(f"tools must be a list, this is a {type(tools).__name__}")
-    checked = []
-    for i, given in enumerate(tools):
-        tool = _json_or(given, f"tools[{i}]")
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _Wrong(f"tools[{i}] must be a function definition with a name")
-        checked.append({"type": "function", "function": function})
-    return tuple(checked)
-
-
-def _system(row: dict[str, Any]) -> tuple[Message, ...]:
-    text = row.get("system")
-    return ({"role": "system", "content": _text(text, "system")},) if text else ()
-
-
-def _conversation(column: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda row: {"messages": (*_system(row), *_turns(row[column], column))}
-
-
-def _pair(question: str, answer: str, extra: str = "") -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = _turns(row[question], question, "user")
-        if extra and row.get(extra):
-            prompt = ({"role": "user", "content": f"{prompt[0]['content']}\n\n{_text(row[extra], extra)}"},)
-        return {"messages": (*_system(row), *prompt, *_turns(row[answer], answer, "assistant"))}
+def _conversation(column: str) -> Convert:
+    def convert(row: Row) -> dict[str, Any]:
+        system = row.get("system") or row.get("system_prompt")
+        messages, tools = conversation_of(row[column], column, system=system)
+        return {"messages": messages, "tools": tools}
 
     return convert
 
 
-def _preference(row: dict[str, Any]) -> dict[str, Any]:
-    chosen, rejected = (_turns(row[key], key, "assistant") for key in ("chosen", "rejected"))
-    if "prompt" in row:
-        prompt = _turns(row["prompt"], "prompt", "user")
-    else:  # whole conversations: the prompt is what they have in common
+def _pair(question: str, answer: str, extra: str = "", reasoning: str = "") -> Convert:
+    """A question and an answer, each a text or turns; the columns of input and reasoning may be absent or empty."""
+
+    def convert(row: Row) -> dict[str, Any]:
+        prompt = turns_of(row[question], question, "user")
+        if extra and row.get(extra):
+            prompt = ({"role": "user", "content": f"{prompt[0]['content']}\n\n{text_of(row[extra], extra)}"},)
+        said, thought = row[answer], row.get(reasoning) if reasoning else None
+        if thought:
+            told = assistant(text_of(said, answer), reasoning=text_of(thought, reasoning), what=answer)
+            return {"messages": (*_system(row), *prompt, told)}
+        return {"messages": (*_system(row), *prompt, *turns_of(said, answer, "assistant"))}
+
+    return convert
+
+
+def _question_answer(row: Row) -> dict[str, Any]:
+    if isinstance(row["answer"], str) and "####" in row["answer"]:  # gsm8k
+        row = row | {"answer": without_calculator(row["answer"])}
+    return _pair("question", "answer", "context")(row)
+
+
+def _first_trajectory(row: Row) -> dict[str, Any]:
+    """s1K, whose trajectories are a list of one text."""
+    given = row["thinking_trajectories"]
+    if not isinstance(given, list) or not given:
+        raise Wrong("thinking_trajectories must be a list with a text")
+    return _pair("question", "attempt", reasoning="thinking")(row | {"thinking": given[0]})
+
+
+def _alternating(row: Row) -> dict[str, Any]:
+    """Pure-Dove: a list of {input, output}."""
+    given = json_or(row["conversation"], "conversation")
+    if not isinstance(given, list) or not given:
+        raise Wrong("conversation must be a list of turns")
+    turns: list[Message] = list(_system(row))
+    for i, pair in enumerate(given):
+        if not isinstance(pair, dict) or not {"input", "output"} <= set(pair):
+            raise Wrong(f"conversation[{i}] must be an object with input and output")
+        turns += turns_of(pair["input"], f"conversation[{i}].input", "user")
+        turns += turns_of(pair["output"], f"conversation[{i}].output", "assistant")
+    return {"messages": tuple(turns)}
+
+
+def _xlam(row: Row) -> dict[str, Any]:
+    calls = calls_of(row["answers"], "answers")
+    if not calls:
+        raise Wrong("answers is empty")
+    prompt = turns_of(row["query"], "query", "user")
+    return {"messages": (*_system(row), *prompt, {"role": "assistant", "content": "", "tool_calls": calls})}
+
+
+def _glaive(row: Row) -> dict[str, Any]:
+    turns, tools = glaive_turns(text_of(row["system"], "system"), text_of(row["chat"], "chat"))
+    messages, _ = conversation_of(turns, "chat")
+    return {"messages": messages, "tools": tools_of(tools, "system")}
+
+
+def _preference(row: Row) -> dict[str, Any]:
+    """Pairs in their published shapes: whole conversations (`Human:`/`Assistant:` text too), or answers to a prompt."""
+    sides = []
+    for key in ("chosen", "rejected"):
+        given = hh_turns(row[key], key) if is_hh(row[key]) else row[key]
+        sides.append(turns_of(given, key, "assistant", keep_broken=key == "rejected"))
+    chosen, rejected = sides
+    asked = next((key for key in ("prompt", "question", "instruction", "conversations", "messages") if key in row), "")
+    prompt: tuple[Message, ...] = ()
+    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
+        if not asked:
+            raise Wrong("chosen and rejected have no turn in common, and there is no prompt")
+        given = hh_turns(row[asked], asked) if is_hh(row[asked]) else row[asked]
+        if asked in ("conversations", "messages"):
+            prompt, _ = conversation_of(given, asked, system=row.get("system"))
+        else:
+            prompt = (*_system(row), *turns_of(given, asked, "user"))
+            if asked == "instruction" and row.get("input"):
+                prompt[-1]["content"] += f"\n\n{text_of(row['input'], 'input')}"
+    else:  # whole conversations: the prompt is what they have in common, whatever else the row repeats of it
         common = 0
         while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
             common += 1
         prompt, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
         if not prompt:
-            raise _Wrong("chosen and rejected have no turn in common, and there is no prompt")
-    return {"messages": (*_system(row), *prompt), "chosen": chosen, "rejected": rejected}
+            raise Wrong("chosen and rejected have no turn in common, and there is no prompt")
+        prompt = prompt if prompt[0]["role"] == "system" else (*_system(row), *prompt)
+    return {"messages": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _prompt(row: dict[str, Any]) -> dict[str, Any]:
-    gold = _json_or(row["gold"], "gold")
+def _two_responses(row: Row) -> dict[str, Any]:
+    """PKU-SafeRLHF: two responses and the number of the better one."""
+    better = row["better_response_id"]
+    if better not in (0, 1):
+        raise Wrong(f"better_response_id must be 0 or 1, this is {better!r}")
+    return _preference(row | {"chosen": row[f"response_{better}"], "rejected": row[f"response_{1 - better}"]})
+
+
+def _prompt(row: Row) -> dict[str, Any]:
+    gold = json_or(row["gold"], "gold")
     if not isinstance(gold, dict):
-        raise _Wrong(f"gold must be an object, this is a {type(gold).__name__}")
-    return {"messages": (*_system(row), *_turns(row["prompt"], "prompt", "user")), "gold": gold}
+        raise Wrong(f"gold must be an object, this is a {type(gold).__name__}")
+    return {"messages": (*_system(row), *turns_of(row["prompt"], "prompt", "user")), "gold": gold}
+
+
+def _prompt_calls(row: Row) -> dict[str, Any]:
+    calls = [call["function"] for call in calls_of(row["answers"], "answers")]
+    return {"messages": (*_system(row), *turns_of(row["query"], "query", "user")), "gold": {"calls": calls}}
+
+
+def _prompt_number(question: str, answer: str) -> Convert:
+    """A question whose solution marks a final number, as gsm8k and competition sets do."""
+
+    def convert(row: Row) -> dict[str, Any]:
+        said = text_of(row[answer], answer)
+        gold = marked_answer(said) or said
+        if normalize_number(gold) is None:
+            raise Wrong(f"the final answer {gold[:40]!r} is not a number, so answers cannot be compared with it")
+        return {"messages": (*_system(row), *turns_of(row[question], question, "user")), "gold": {"answer": gold}}
+
+    return convert
 
 
 SCHEMAS: tuple[Schema, ...] = (
     Schema("preference", ("chosen", "rejected"), "preference", _preference),
+    Schema("two responses", ("prompt", "response_0", "response_1", "better_response_id"), "preference", _two_responses),
     Schema("prompts with gold", ("prompt", "gold"), "prompts", _prompt),
+    Schema("query/tools/answers (xlam)", ("query", "tools", "answers"), "prompts", _prompt_calls),
+    Schema("question/answer with a number", ("question", "answer"), "prompts", _prompt_number("question", "answer")),
+    Schema("problem/answer with a number", ("problem", "answer"), "prompts", _prompt_number("problem", "answer")),
+    Schema("problem/solution with a number", ("problem", "solution"), "prompts", _prompt_number("problem", "solution")),
     Schema("messages", ("messages",), "sft", _conversation("messages")),
     Schema("conversations (ShareGPT)", ("conversations",), "sft", _conversation("conversations")),
+    Schema("conversation of input/output", ("conversation",), "sft", _alternating),
+    Schema("query/tools/answers (xlam)", ("query", "tools", "answers"), "sft", _xlam),
+    Schema("system/chat (glaive)", ("system", "chat"), "sft", _glaive),
+    Schema(
+        "question/trajectory/attempt (s1K-1.1)",
+        ("question", "deepseek_thinking_trajectory", "deepseek_attempt"),
+        "sft",
+        _pair("question", "deepseek_attempt", reasoning="deepseek_thinking_trajectory"),
+    ),
+    Schema(
+        "question/trajectories/attempt (s1K)",
+        ("question", "thinking_trajectories", "attempt"),
+        "sft",
+        _first_trajectory,
+    ),
+    Schema(
+        "source/target/rationale (CoT-Collection)",
+        ("source", "target", "rationale"),
+        "sft",
+        _pair("source", "target", reasoning="rationale"),
+    ),
+    Schema("query/response/thought", ("query", "response"), "sft", _pair("query", "response", reasoning="thought")),
     Schema("prompt/completion", ("prompt", "completion"), "sft", _pair("prompt", "completion")),
-    Schema("prompt/response", ("prompt", "response"), "sft", _pair("prompt", "response")),
+    Schema("prompt/response", ("prompt", "response"), "sft", _pair("prompt", "response", reasoning="thought")),
     Schema("instruction/input/output", ("instruction", "output"), "sft", _pair("instruction", "output", "input")),
     Schema(
         "instruction/context/response", ("instruction", "response"), "sft", _pair("instruction", "response", "context")
     ),
-    Schema("question/answer", ("question", "answer"), "sft", _pair("question", "answer", "context")),
-    Schema("text", ("text",), "sft", lambda row: {"text": _text(row["text"], "text")}),
+    Schema(
+        "problem/reasoning/solution (OpenThoughts metadata)",
+        ("problem", "deepseek_reasoning", "deepseek_solution"),
+        "sft",
+        _pair("problem", "deepseek_solution", reasoning="deepseek_reasoning"),
+    ),
+    Schema("problem/solution", ("problem", "solution"), "sft", _pair("problem", "solution")),
+    Schema(
+        "problem/generated_solution", ("problem", "generated_solution"), "sft", _pair("problem", "generated_solution")
+    ),
+    Schema("question/answer", ("question", "answer"), "sft", _question_answer),
+    Schema("question/response", ("question", "response"), "sft", _pair("question", "response")),
+    Schema("input/output", ("input", "output"), "sft", _pair("input", "output")),
+    Schema("text", ("text",), "sft", lambda row: {"text": text_of(row["text"], "text")}),
+)
+
+REFUSED: tuple[Refused, ...] = (
+    Refused(
+        "prompt/completion/label (unpaired preference)",
+        ("prompt", "completion", "label"),
+        ("sft",),
+        "the label says whether the completion is good, and imitation would learn the bad ones too",
+        "keep the rows whose label is true and leave the label out",
+    ),
+    Refused(
+        "completions with ratings (UltraFeedback)",
+        ("instruction", "completions"),
+        VIEWS,
+        "it rates several completions and says nowhere which one to learn",
+        "take its binarized form with chosen and rejected",
+    ),
+    Refused(
+        "multiple choice (MMLU, ARC)",
+        ("question", "choices"),
+        VIEWS,
+        "it is a benchmark whose answer is a number of a choice",
+        "write the choices into the question and the right one into the answer",
+    ),
+    Refused(
+        "multiple choice (LongBench)",
+        ("question", "choice_A"),
+        VIEWS,
+        "it is a benchmark whose answer is the letter of a choice",
+        "write the choices into the question and the right one into the answer",
+    ),
+    Refused(
+        "question/function (BFCL)",
+        ("question", "function"),
+        VIEWS,
+        "it is a benchmark without right answers in its rows",
+        "train on another set of tool calls, for example dataset xlam_60k",
+    ),
+    Refused(
+        "file before and after a commit (commitpackft)",
+        ("old_contents", "new_contents"),
+        VIEWS,
+        "which of message, instruction and change is the answer is a choice",
+        "write prompt and completion",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Where rows come from: own files (JSON, JSONL, CSV, TSV, text) and embedded generators. Every row knows its place.
+"""Where rows come from: own files and folders, and embedded generators. Every row knows its place.
 
 A row is a pair (place, columns); the place, for example `chats.jsonl:12`, stands in every later complaint about it.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
+from nexus.data.hub import is_saved, read_saved, without_filling
 from nexus.data.synthetic import GENERATORS
 from nexus.errors import NexusError
 
 Row = tuple[str, dict[str, Any]]
 
 MAX_LINE_BYTES = 64 * 2**20
-KINDS_OF_FILE = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+KINDS_OF_FILE = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_EVALUATION = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout"}
 
 
 class BadRows:
@@ -54,15 +59,86 @@ class BadRows:
             )
 
 
-def read_file(path: str | Path, bad_rows: BadRows) -> Iterator[Row]:
+def read_path(path: str | Path, bad_rows: BadRows) -> Iterator[Row]:
+    """Rows of a file, of all data files of a folder, or of a data set that `datasets` saved to a folder.
+
+    Args:
+        path: the file or folder; of a folder, see `data_files`.
+        bad_rows: collects rows that cannot be read.
+
+    Yields:
+        Place and columns of each row.
+
+    Raises:
+        NexusError: as `read_file`, `data_files` and `hub.read_saved`.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        yield from read_file(path, bad_rows)
+    elif is_saved(path):
+        yield from read_saved(path, split=None)
+    else:
+        for file in data_files(path):
+            yield from read_file(file, bad_rows, name=file.relative_to(path).as_posix())
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The data files below a folder.
+
+    Args:
+        folder: is searched to any depth; whatever begins with a dot, or is of another kind, is no data file.
+
+    Returns:
+        At least one file, sorted by path.
+
+    Raises:
+        NexusError: `E-DAT-01` if there is none, `E-DAT-17` if some are named as a test or validation split and others
+            are not.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if _kind(path) in KINDS_OF_FILE
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not files:
+        raise NexusError(
+            "E-DAT-01",
+            f"the folder holds no data file ({' '.join(KINDS_OF_FILE)})",
+            where=str(folder),
+            remedy="name a file, or a folder with some",
+            status=66,
+        )
+
+    def is_evaluation(path: Path) -> bool:
+        words = re.split(r"[^a-z0-9]+", path.relative_to(folder).as_posix().lower())
+        return not _EVALUATION.isdisjoint(words)
+
+    held_out = [path for path in files if is_evaluation(path)]
+    if held_out and len(held_out) < len(files):
+        rest = next(path for path in files if path not in held_out)
+        raise NexusError(
+            "E-DAT-17",
+            f"the folder mixes splits: {len(held_out)} of its {len(files)} files are named for evaluation, for example "
+            f"{held_out[0].relative_to(folder)} beside {rest.relative_to(folder)}",
+            where=str(folder),
+            remedy="name the files of one split, or put them into a folder of their own",
+        )
+    return files
+
+
+def read_file(path: str | Path, bad_rows: BadRows, *, name: str | None = None) -> Iterator[Row]:
     """Rows of one file.
 
-    A `.jsonl` file has one object a line, a `.json` file one array of objects, `.csv` and `.tsv` a header; a `.txt`
-    file gives one row `{"text": ...}` for each paragraph (paragraphs are separated by blank lines).
+    A `.jsonl` file has one object a line, a `.json` file one array of objects (or one object that holds the rows by
+    their names), `.csv` and `.tsv` a header; a `.txt` file gives one row `{"text": ...}` for each paragraph (paragraphs
+    are separated by blank lines). All but `.parquet` may be compressed, with `.gz` behind the name.
 
     Args:
         path: the file.
         bad_rows: collects rows that cannot be read.
+        name: what the file is called in places; None is its own name.
 
     Yields:
         Place and columns of each row.
@@ -70,23 +146,31 @@ def read_file(path: str | Path, bad_rows: BadRows) -> Iterator[Row]:
     Raises:
         NexusError: `E-DAT-01` if there is no such file, `E-DAT-02` for garbage, `E-DAT-04` for an empty file,
             `E-DAT-05` for a row that is no object, `E-DAT-06` for bytes that are not UTF-8, `E-DAT-07` for NaN,
-            `E-DAT-08` for content that contradicts the file's name, `E-DAT-09` for an endless line.
+            `E-DAT-08` for content that contradicts the file's name, `E-DAT-09` for an endless line, `E-DAT-10` for a
+            damaged Parquet or gzip file.
     """
     path = Path(path)
     _check_file(path)
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        rows = _read_jsonl(path, bad_rows)
-    elif suffix == ".json":
-        rows = _read_json(path, bad_rows)
-    elif suffix == ".txt":
-        rows = _read_text(path)
+    name, kind = name or path.name, _kind(path)
+    if kind == ".jsonl":
+        rows = _read_jsonl(path, name, bad_rows)
+    elif kind == ".json":
+        rows = _read_json(path, name, bad_rows)
+    elif kind == ".txt":
+        rows = _read_text(path, name)
+    elif kind == ".parquet":
+        rows = _read_parquet(path, name)
     else:
-        rows = _read_csv(path, bad_rows, delimiter="\t" if suffix == ".tsv" else ",")
+        rows = _read_csv(path, name, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
     count = 0
-    for row in rows:
-        count += 1
-        yield row
+    try:
+        for row in rows:
+            count += 1
+            yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise NexusError(
+            "E-DAT-10", f"the gzip file is damaged: {error}", where=name, remedy="copy or download it again"
+        ) from error
     if count == 0 and not bad_rows.errors:
         raise NexusError("E-DAT-04", "the file has no rows", where=str(path), remedy="give a file with rows")
 
@@ -125,9 +209,25 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def _kind(path: Path) -> str:
+    """Ending of a file's name that says how to read it, without `.gz` (a compressed Parquet file is none)."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+    return suffix if suffix == ".gz" and inner == ".parquet" else inner
+
+
+def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _whole_text(path: Path, name: str) -> str:
+    with _open(path) as file:
+        return _decode(file.read().removeprefix(b"\xef\xbb\xbf"), name, path)
+
+
 def _check_file(path: Path) -> None:
     if path.is_file():
-        if path.suffix.lower() not in KINDS_OF_FILE:
+        if _kind(path) not in KINDS_OF_FILE:
             raise NexusError(
                 "E-DAT-08",
                 f"{path.suffix or 'a name without ending'} is not a kind of data file that Nexus reads",
@@ -135,10 +235,6 @@ def _check_file(path: Path) -> None:
                 remedy=f"convert it to one of {' '.join(KINDS_OF_FILE)}",
             )
         return
-    if path.is_dir():
-        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in KINDS_OF_FILE)
-        listing = f"it holds {', '.join(files[:5])}" if files else "it holds no data file"
-        raise NexusError("E-DAT-01", f"this is a folder; {listing}", where=str(path), remedy="name files", status=66)
     parent = path.parent
     hint = "; its folder does not exist either"
     if parent.is_dir():
@@ -197,12 +293,12 @@ def _need_object(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
-def _read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[Row]:
-    with path.open("rb") as file:
+def _read_jsonl(path: Path, name: str, bad_rows: BadRows) -> Iterator[Row]:
+    with _open(path) as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            place = f"{path.name}:{number}"
+            place = f"{name}:{number}"
             if len(raw) > MAX_LINE_BYTES:
                 raise NexusError(
                     "E-DAT-09", "the line is longer than 64 MiB", where=place, remedy="one row a line, or use .json"
@@ -226,12 +322,12 @@ def _read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[Row]:
             yield place, row
 
 
-def _read_json(path: Path, bad_rows: BadRows) -> Iterator[Row]:
-    text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.name, path)
+def _read_json(path: Path, name: str, bad_rows: BadRows) -> Iterator[Row]:
+    text = _whole_text(path, name)
     if not text.strip():
         return
     try:
-        value = _parse(text, path.name)
+        value = _parse(text, name)
     except NexusError as error:
         if "Extra data" in error.message:
             raise NexusError(
@@ -241,15 +337,18 @@ def _read_json(path: Path, bad_rows: BadRows) -> Iterator[Row]:
                 remedy="one object a line is called .jsonl: rename it",
             ) from error
         raise
+    if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+        yield from ((f"{name}:{key}", row) for key, row in value.items())  # rows by their names, as in CoT-Collection
+        return
     if isinstance(value, dict):
         raise NexusError(
             "E-DAT-08",
             f"this .json file holds one object (keys: {', '.join(sorted(value))[:80]}), not an array of rows",
-            where=path.name,
+            where=name,
             remedy="write [row, row, ...]; a single row goes into a .jsonl file",
         )
-    for index, row in enumerate(_need_list(value, path.name), start=1):
-        place = f"{path.name}:row {index}"
+    for index, row in enumerate(_need_list(value, name), start=1):
+        place = f"{name}:row {index}"
         try:
             yield place, _need_object(row, place)
         except NexusError as error:
@@ -267,13 +366,13 @@ def _need_list(value: Any, place: str) -> list[Any]:
     return value
 
 
-def _read_csv(path: Path, bad_rows: BadRows, *, delimiter: str) -> Iterator[Row]:
-    text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.name, path)
+def _read_csv(path: Path, name: str, bad_rows: BadRows, *, delimiter: str) -> Iterator[Row]:
+    text = _whole_text(path, name)
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns = len(reader.fieldnames or ())  # reads the header
     while True:
-        place = f"{path.name}:{reader.line_num + 1}"
+        place = f"{name}:{reader.line_num + 1}"
         try:
             row = next(reader)
         except StopIteration:
@@ -295,8 +394,8 @@ def _read_csv(path: Path, bad_rows: BadRows, *, delimiter: str) -> Iterator[Row]
         yield place, row
 
 
-def _read_text(path: Path) -> Iterator[Row]:
-    text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.name, path)
+def _read_text(path: Path, name: str) -> Iterator[Row]:
+    text = _whole_text(path, name)
     start, paragraph = 1, list[str]()
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         if line.strip():
@@ -304,5 +403,22 @@ def _read_text(path: Path) -> Iterator[Row]:
                 start = number
             paragraph.append(line.rstrip("\r"))
         elif paragraph:
-            yield f"{path.name}:{start}", {"text": "\n".join(paragraph)}
+            yield f"{name}:{start}", {"text": "\n".join(paragraph)}
             paragraph = []
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name}:row {number}", without_filling(row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise NexusError(
+            "E-DAT-10", f"the Parquet file is damaged: {error}", where=name, remedy="copy or download it again"
+        ) from error

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from nexus.errors import NexusError
+from nexus.text.think import join_think
 from nexus.types import Example, Message, TokenizedExample
 
 if TYPE_CHECKING:
@@ -266,8 +267,7 @@ def _render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = _template(tokenizer, example)
-    # As apply_chat_template does: templates test for a missing key, not for None.
-    turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    turns = [_turn(message, template) for message in messages]
     try:
         texts, spans = render_jinja_template(
             [turns],
@@ -294,6 +294,15 @@ def _render(
             remedy="change the row's roles or their order, or set base_model.chat_template",
         ) from error
     return texts[0], [(a, b) for a, b in spans[0] if b > a] if spans else []
+
+
+def _turn(message: Message, template: str) -> Message:
+    """A turn as the template reads it; where that has no field for reasoning, it stands in the text, in think tags."""
+    # As apply_chat_template does: templates test for a missing key, not for None.
+    turn = {key: value for key, value in message.items() if value is not None}
+    if "reasoning_content" in turn and "reasoning_content" not in template:
+        turn["content"] = join_think(turn.pop("reasoning_content"), turn["content"])
+    return turn
 
 
 def _locate_answers(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, list[Span]]:
@@ -384,7 +393,9 @@ def _probe(example: Example, text: str, probed: set[tuple[object, ...]]) -> None
     """For the first row of each make-up of roles and calls: is everything of it in the text?"""
     if example.text is not None:
         return
-    kind = (bool(example.tools), *((m["role"], bool(m["content"]), "tool_calls" in m) for m in example.messages))
+    fields = ("tool_calls", "reasoning_content")
+    makeup = ((m["role"], bool(m["content"]), *(key in m for key in fields)) for m in example.messages)
+    kind = (bool(example.tools), *makeup)
     if kind in probed:
         return
     probed.add(kind)
@@ -393,6 +404,8 @@ def _probe(example: Example, text: str, probed: set[tuple[object, ...]]) -> None
         answer = re.sub(r"<think>.*?</think>", "", message["content"], flags=re.DOTALL)  # dropped from earlier turns
         needed.append((f"the {message['role']} turn", answer.strip()))
         needed += [("tool_calls", call["function"]["name"]) for call in message.get("tool_calls", ())]
+    # Some templates drop the reasoning of earlier turns on purpose, none that of the last one.
+    needed.append(("the reasoning", example.messages[-1].get("reasoning_content", "").strip()))
     # Templates may trim, indent, or write a tool's result as JSON.
     bare = "".join(text.split())
     written = {

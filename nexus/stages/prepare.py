@@ -80,7 +80,10 @@ def make_corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
     data, method, hardware, scale = config["data"], config["method"], config["hardware"], config["scale"]
     sources = {name: capability["sources"] for name, capability in config["capabilities"].items()}
     return Corpus(
-        sources=sources | ({OWN_SOURCES: data["sources"]} if data["sources"] else {}),
+        sources={
+            name: {source: _located(card, config) for source, card in cards.items()}
+            for name, cards in (sources | ({OWN_SOURCES: data["sources"]} if data["sources"] else {})).items()
+        },
         train=_files(data["train"], config),
         validation=_files(data["validation"], config),
         validation_fraction=data["validation_fraction"],
@@ -101,6 +104,14 @@ def make_corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
         max_bad_rows=data["max_bad_rows"],
         tokenizer=tokenizer,
     )
+
+
+def _located(card: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A card whose files, or whose copy of a repository, are looked for under `paths.data_dir` too."""
+    if card["path"] is None:
+        return card
+    paths = _files(card["path"], config)
+    return card | {"path": paths[0] if isinstance(card["path"], str) else paths}
 
 
 def _files(given: str | list[str] | None, config: dict[str, Any]) -> list[str]:

@@ -47,3 +47,16 @@ def split_think(text: str) -> Thought:
     if tag:
         blocks.append(tail.strip())
     return Thought("\n\n".join(blocks) if blocks else None, head.strip(), closed=not tag)
+
+
+def join_think(thinking: str, answer: str) -> str:
+    """A text in which the thinking stands in front of the answer, as reasoning models write it.
+
+    Args:
+        thinking: without tags.
+        answer: what follows it.
+
+    Returns:
+        A text that `split_think` takes apart again.
+    """
+    return f"{THINK_OPEN}\n{thinking}\n{THINK_CLOSE}\n\n{answer}"

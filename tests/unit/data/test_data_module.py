@@ -8,6 +8,7 @@ import pytest
 
 from nexus.data.corpus import OWN_SOURCES, Corpus, split_held_out, track
 from nexus.data.masked_sample import GIVEN, LEARNED, masked_sample
+from nexus.data.mixture import weighted
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
 from nexus.types import Example
@@ -20,6 +21,7 @@ def card(generator: str, **changes: Any) -> dict[str, Any]:
         "generator": generator,
         "roles": ["train", "eval"],
         "rows": 30,
+        "size": None,
         "eval_rows": 12,
         "seed": 1,
         "fields": {},
@@ -127,9 +129,87 @@ def test_a_card_of_files(tiny_tokenizer: Any, tmp_path: Path) -> None:
     whole.sources["x"]["mine"]["roles"] = ["train"]
     whole.setup()
     assert (len(whole.rows), whole.held_out_rows) == (10, [])
-    with pytest.raises(NexusError, match="kind 'hub' cannot be read yet") as caught:
-        module(tiny_tokenizer, sources={"x": {"far": card("", kind="hub", name="far")}}).setup()
-    assert caught.value.where == "dataset far"
+
+
+def test_a_card_of_the_hub(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(Path(write_rows(tmp_path / "rows.txt", 10)).read_text())
+    far = card("", kind="hub", name="far", path=str(tmp_path), config=None, split="train", revision=None)
+    sources = {OWN_SOURCES: {"far": far | {"eval_rows": 3, "rows": 5}}}
+    data = module(tiny_tokenizer, sources=sources)
+    data.setup()
+    assert [row.id for row in data.held_out_rows] == [f"{tmp_path}[train]:{i}" for i in range(3)]
+    assert [row.id for row in data.rows] == [f"{tmp_path}[train]:{i}" for i in range(3, 8)]
+    assert data.sample(2).total_rows == 5
+
+
+def test_own_sources_without_held_out_rows_give_a_share(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    settings = {"kind": "files", "roles": ["train"], "rows": None, "path": write_rows(tmp_path / "a.jsonl", 20)}
+    learned = card("", name="a") | settings
+    data = module(tiny_tokenizer, sources={OWN_SOURCES: {"a": learned | {"weight": 2.0}}})
+    data.setup()
+    train, held_out = ([row.id for row in rows] for rows in (data.rows, data.held_out_rows))
+    assert (len(train), len(set(train)), len(held_out)) == (36, 18, 2)  # a weight copies what is learned, not the rest
+    assert not set(train) & set(held_out)
+    again = module(tiny_tokenizer, sources={OWN_SOURCES: {"a": learned}})
+    again.setup("test")
+    assert [row.id for row in again.held_out_rows] == held_out
+    assert again.rows == []
+    kept = (
+        card("", name="b")
+        | settings
+        | {"roles": ["eval"], "eval_rows": 4, "path": [write_rows(tmp_path / "b.jsonl", 9)]}
+    )
+    both = module(tiny_tokenizer, sources={OWN_SOURCES: {"a": learned, "b": kept}})
+    both.setup()
+    assert len(both.rows) == 20
+    assert [row.id for row in both.held_out_rows] == [f"b.jsonl:{i}" for i in range(1, 5)]
+    in_a_capability = module(tiny_tokenizer, sources={"tools": {"a": learned}})
+    in_a_capability.setup()
+    assert (len(in_a_capability.rows), in_a_capability.held_out_rows) == (20, [])
+
+
+def test_bad_rows_of_a_shared_file_count_once(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    write_rows(path, 6)
+    path.write_text("oops\n" + path.read_text() + "oops\n")
+    files = card("", kind="files", path=str(path), eval_rows=2, name="mine", rows=None)
+    data = module(tiny_tokenizer, sources={OWN_SOURCES: {"mine": files}}, max_bad_rows=5)
+    data.setup()
+    assert (len(data.held_out_rows), len(data.rows), data.summary()["bad_rows"]) == (2, 4, 2)
+
+
+def test_duplicates_are_counted(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    write_rows(path, 6)
+    path.write_text(path.read_text() * 2 + json.dumps({"prompt": "What follows 3?", "completion": "5"}) + "\n")
+    files = card("", kind="files", path=str(path), roles=["train"], name="mine", rows=None, weight=3.0)
+    data = module(tiny_tokenizer, sources={"x": {"mine": files}})
+    data.setup()
+    assert (len(data.rows), data.summary()["duplicates"]) == (39, 6)
+    assert "6 rows repeat another row" in data.describe()
+
+
+@pytest.mark.parametrize(
+    ("weight", "times"), [(1.0, [1] * 8), (3.0, [3] * 8), (0.25, 2), (2.5, 20), (0.01, 1), (0.999, 8)]
+)
+def test_weights_by_formula(weight: float, times: list[int] | int) -> None:
+    rows = list(range(8))
+    mixed = weighted(rows, weight, seed=1, name="a")
+    counts = [mixed.count(row) for row in rows]
+    if isinstance(times, list):
+        assert counts == times
+        assert mixed[:8] == rows
+    else:
+        assert len(mixed) == times
+        assert max(counts) - min(counts) <= 1
+    assert weighted(rows, weight, seed=1, name="a") == mixed
+    assert weighted([], weight, seed=1, name="a") == []
+
+
+def test_weights_draw_by_seed_and_source() -> None:
+    draws = {(seed, name): tuple(weighted(range(1000), 0.1, seed=seed, name=name)) for seed in (1, 2) for name in "ab"}
+    assert len(set(draws.values())) == 4
+    assert all(len(set(rows)) == 100 and list(rows) == sorted(rows) for rows in draws.values())
 
 
 def test_nothing_left_is_an_error(tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Every schema becomes the same conversation; everything else is refused with its place."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from nexus.data.formats import SCHEMAS, to_example
+from nexus.data.formats import to_example
 from nexus.data.sources import generate_rows
 from nexus.errors import NexusError
 from nexus.types import Example
@@ -147,5 +148,47 @@ def test_refusals_name_place_and_reason(row: dict[str, Any], code: str, words: s
     assert caught.value.remedy
 
 
-def test_every_schema_is_covered_here() -> None:
-    assert len(SCHEMAS) == 10
+@pytest.mark.parametrize(
+    ("content", "reasoning", "answer"),
+    [
+        ("<think>\na\n</think>\n\nb", "a", "b"),
+        ("  <think>a</think>b", "a", "b"),
+        ("<think></think>b", None, "b"),
+        ("<think>a</think>", "a", ""),
+        ("<think>a, but it never ends", None, "<think>a, but it never ends"),
+        ("b <think>a</think>", None, "b <think>a</think>"),
+        ("<Thought>a</Thought>b", "a", "b"),
+    ],
+)
+def test_reasoning_in_front_of_an_answer(content: str, reasoning: str | None, answer: str) -> None:
+    turn = convert({"prompt": "q", "completion": content}).messages[1]
+    assert turn == {"role": "assistant", "content": answer} | ({"reasoning_content": reasoning} if reasoning else {})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('<tool_call>{"name": "add"', "without its other tag"),
+        ('<tool_call>{"name": "add",}]</tool_call>', "neither JSON nor a Python literal"),
+        ("<tool_call>[1]</tool_call>", "must be an object with name and arguments"),
+        ("<tool_call>__import__('os').getcwd()</tool_call>", "neither JSON nor a Python literal"),
+    ],
+)
+def test_broken_calls_in_text_are_refused_but_may_be_what_is_rejected(content: str, words: str) -> None:
+    with pytest.raises(NexusError, match=re.escape(words)):
+        convert({"prompt": "q", "completion": content})
+    pair = {"prompt": "q", "chosen": json.dumps(CALL), "rejected": content}
+    assert convert(pair, view="preference").rejected == ({"role": "assistant", "content": content},)
+
+
+def test_pairs_without_a_preference_are_refused() -> None:
+    with pytest.raises(NexusError) as caught:
+        convert({"prompt": "q", "chosen": "a", "rejected": "a"}, view="preference")
+    assert (caught.value.code, caught.value.where) == ("E-PREF-01", "f.jsonl:7")
+    with pytest.raises(NexusError, match="no turn in common"):
+        convert({"chosen": "a", "rejected": "b"}, view="preference")
+
+
+def test_golds_that_no_metric_compares_are_refused() -> None:
+    with pytest.raises(NexusError, match="is not a number"):
+        convert({"problem": "Which sign?", "answer": "\\text{positive}"}, view="prompts")

@@ -1,11 +1,17 @@
 """Files are read with a place for every row, and every damage has a code and a place."""
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 
-from nexus.data.sources import BadRows, generate_rows, read_file
+from nexus.data.formats import to_example
+from nexus.data.hub import read_hub
+from nexus.data.sources import BadRows, data_files, generate_rows, read_file, read_path
 from nexus.errors import NexusError
 
 GOOD = {"prompt": "a", "completion": "b"}
@@ -29,6 +35,10 @@ def read(path: Path, limit: int = 0) -> list[tuple[str, dict]]:
         ("a.json", json.dumps([GOOD, GOOD]), ["a.json:row 1", "a.json:row 2"]),
         ("a.csv", 'prompt,completion\na,b\n"a",b\n', ["a.csv:2", "a.csv:3"]),
         ("a.tsv", "prompt\tcompletion\na\tb\n", ["a.tsv:2"]),
+        ("a.json", json.dumps({"x": GOOD, "7": GOOD}), ["a.json:x", "a.json:7"]),
+        ("a.jsonl.gz", gzip.compress(json.dumps(GOOD).encode() + b"\n"), ["a.jsonl.gz:1"]),
+        ("a.json.gz", gzip.compress(json.dumps([GOOD]).encode()), ["a.json.gz:row 1"]),
+        ("a.csv.gz", gzip.compress(b"prompt,completion\na,b\n"), ["a.csv.gz:2"]),
     ],
 )
 def test_good_files(tmp_path: Path, name: str, content: str | bytes, places: list[str]) -> None:
@@ -70,7 +80,11 @@ def test_text_gives_a_row_for_each_paragraph(tmp_path: Path) -> None:
         ("a.csv", "prompt,completion\na,b,c\n", "E-DAT-02", "a.csv:2", "3 cells"),
         ("a.csv", "prompt,completion\na\n", "E-DAT-02", "a.csv:2", "1 cells"),
         ("a.csv", "prompt,completion\n", "E-DAT-04", "a.csv", "no rows"),
-        ("a.parquet", "PAR1", "E-DAT-08", "a.parquet", ".parquet"),
+        ("a.parquet", "PAR1", "E-DAT-10", "a.parquet", "damaged"),
+        ("a.parquet.gz", "PAR1", "E-DAT-08", "a.parquet.gz", ".gz"),
+        ("a.xlsx", "PK", "E-DAT-08", "a.xlsx", ".xlsx"),
+        ("a.jsonl.gz", b"{}", "E-DAT-10", "a.jsonl.gz", "gzip file is damaged"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 9)[:-9], "E-DAT-10", "a.jsonl.gz", "gzip file is damaged"),
     ],
 )
 def test_damage_has_a_code_and_a_place(
@@ -92,8 +106,6 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.status) == ("E-DAT-01", 66)
     with pytest.raises(NexusError, match="folder does not exist"):
         read(tmp_path / "nowhere" / "chat.jsonl")
-    with pytest.raises(NexusError, match="it holds chats.jsonl"):
-        read(tmp_path)
 
 
 def test_some_bad_rows_may_be_allowed(tmp_path: Path) -> None:
@@ -113,3 +125,134 @@ def test_generators_by_name() -> None:
     assert len({place for place, _ in rows}) == 3
     with pytest.raises(NexusError, match="did you mean tools"):
         list(generate_rows("tool", view="sft", split="train", count=3, seed=1))
+
+
+def test_parquet_is_read_as_pandas_wrote_it(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"prompt": [f"p{i}" for i in range(2500)], "completion": ["é\n"] * 2500, "n": range(2500)})
+    frame.to_parquet(tmp_path / "a.parquet")
+    rows = read(tmp_path / "a.parquet")
+    assert [row for _, row in rows] == frame.to_dict("records")
+    assert (rows[0][0], rows[-1][0]) == ("a.parquet:row 1", "a.parquet:row 2500")
+
+
+def test_nulls_that_arrow_fills_in_are_taken_out_again(tmp_path: Path) -> None:
+    def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"function": {"name": name, "arguments": arguments}}
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"messages": turns}
+
+    written = [row("f", {"a": 1}), row("g", {"b": [{"c": 2}, {"d": 3}]})]
+    pandas.DataFrame(written).to_parquet(tmp_path / "a.parquet")
+    filled = pandas.read_parquet(tmp_path / "a.parquet")["messages"][0][1]["tool_calls"][0]["function"]["arguments"]
+    assert filled == {"a": 1, "b": None}, "Arrow no longer fills structs, so this reader need not undo it"
+    examples = [
+        to_example(found, place=place, source="s", view="sft", fields={})
+        for place, found in read(tmp_path / "a.parquet")
+    ]
+    calls = [example.messages[1]["tool_calls"][0]["function"]["arguments"] for example in examples]
+    assert calls == [{"a": 1}, {"b": [{"c": 2}, {"d": 3}]}]
+
+
+def test_folders_are_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> None:
+    for name in ("b/two.jsonl", "a/one.jsonl", ".git/x.jsonl", "a/.hidden.jsonl", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path, name, json.dumps(GOOD) + "\n")
+    write(tmp_path, "c.csv", "prompt,completion\na,b\n")
+    rows = list(read_path(tmp_path, BadRows(0)))
+    assert [place for place, _ in rows] == ["a/one.jsonl:1", "b/two.jsonl:1", "c.csv:2"]
+    assert all(row == GOOD for _, row in rows)
+    assert [place for place, _ in read_path(tmp_path / "c.csv", BadRows(0))] == ["c.csv:2"]
+
+
+@pytest.mark.parametrize("names", [["data/train-0.jsonl", "data/test-0.jsonl"], ["a.jsonl", "validation/a.jsonl"]])
+def test_folders_that_mix_splits_are_refused(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path, name, json.dumps(GOOD) + "\n")
+    with pytest.raises(NexusError, match="1 of its 2 files are named for evaluation") as caught:
+        list(read_path(tmp_path, BadRows(0)))
+    assert (caught.value.code, caught.value.status) == ("E-DAT-17", 65)
+    (tmp_path / names[0]).unlink()
+    assert len(data_files(tmp_path)) == 1  # one split alone is what the user named
+    (tmp_path / "contest.jsonl").write_text(json.dumps(GOOD))
+    (tmp_path / names[1]).unlink()
+    assert len(data_files(tmp_path)) == 1, "contest is no test"
+
+
+def test_folders_without_data_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "README.md", "# nothing")
+    with pytest.raises(NexusError, match="holds no data file") as caught:
+        list(read_path(tmp_path, BadRows(0)))
+    assert (caught.value.code, caught.value.status) == ("E-DAT-01", 66)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A local copy of a repository of the hub: two splits in Parquet files."""
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 5), ("test", 2)):
+        frame = pandas.DataFrame({"question": [f"{split} {i}?" for i in range(count)], "answer": ["#### 1"] * count})
+        frame.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    return tmp_path
+
+
+def from_hub(path: Path | str, **other: Any) -> list[tuple[str, dict[str, Any]]]:
+    settings: dict[str, Any] = {"config": None, "split": "train", "revision": None, "start": 0, "count": None}
+    return list(read_hub(str(path), **(settings | other)))
+
+
+def test_hub_repositories_give_the_rows_of_one_split(repository: Path) -> None:
+    rows = from_hub(repository)
+    assert [row["question"] for _, row in rows] == [f"train {i}?" for i in range(5)]
+    assert rows[0][0] == f"{repository}[train]:0"
+    assert [row["question"] for _, row in from_hub(repository, start=1, count=2)] == ["train 1?", "train 2?"]
+    assert [row["question"] for _, row in from_hub(repository, start=3)] == ["train 3?", "train 4?"]
+    assert len(from_hub(repository, split="test", count=9)) == 2
+
+
+def test_a_limit_reads_only_what_it_needs(tmp_path: Path) -> None:
+    """The second file is damaged; rows of the first come through all the same."""
+    pandas.DataFrame({"text": ["a"] * 3}).to_parquet(tmp_path / "train-00000.parquet")
+    write(tmp_path, "train-00001.parquet", "PAR1")
+    assert len(from_hub(tmp_path, count=3)) == 3
+    with pytest.raises(NexusError) as caught:
+        from_hub(tmp_path)
+    assert caught.value.code == "E-DAT-20"
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_wrong_splits_and_configurations_name_what_there_is(repository: Path, count: int | None) -> None:
+    with pytest.raises(NexusError, match="no split 'trian'; did you mean train") as caught:
+        from_hub(repository, split="trian", count=count)
+    assert (caught.value.code, caught.value.status) == ("E-DAT-21", 66)
+    assert "train, test" in caught.value.remedy
+    with pytest.raises(NexusError, match="no configuration 'socratic'") as caught:
+        from_hub(repository, config="socratic", count=count)
+    assert caught.value.code == "E-DAT-21"
+    assert "default" in caught.value.remedy
+
+
+@pytest.mark.parametrize("read_it", [from_hub, lambda path: list(read_path(path, BadRows(0)))])
+def test_data_sets_that_datasets_saved(tmp_path: Path, read_it: Callable[[Path], list[tuple[str, Any]]]) -> None:
+    import datasets
+
+    rows = [GOOD, GOOD | {"prompt": "c"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "one")
+    assert [row for _, row in read_it(tmp_path / "one")] == rows
+    both = {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list([GOOD])}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "two")
+    assert [row for _, row in read_it(tmp_path / "two")] == rows
+    assert [row for _, row in from_hub(tmp_path / "two", split="test")] == [GOOD]
+    with pytest.raises(NexusError, match="no split 'tests'; did you mean test") as caught:
+        from_hub(tmp_path / "two", split="tests")
+    assert caught.value.code == "E-DAT-21"
+    (tmp_path / "one" / "data-00000-of-00001.arrow").write_bytes(b"oops")
+    with pytest.raises(NexusError) as caught:
+        from_hub(tmp_path / "one")
+    assert caught.value.code == "E-DAT-10"
+
+
+def test_what_is_no_repository_is_said_without_a_network(tmp_path: Path) -> None:
+    with pytest.raises(NexusError, match="neither a folder nor a repository") as caught:
+        from_hub(f"{tmp_path}/nowhere/at/all")
+    assert (caught.value.code, caught.value.status) == ("E-DAT-20", 66)
