@@ -20,7 +20,7 @@ from nexus.text.think import split_think
 _FENCED = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 #: Runs inside: evaluates every expression after the candidate's definitions and writes the values, never a verdict.
-_HARNESS = '''
+_HARNESS = """
 import json, math, os, sys
 
 _out = os.dup(1)
@@ -47,7 +47,7 @@ def _report(thunks):
         except BaseException as error:
             line = json.dumps([number])
         os.write(_out, line.encode() + b"\\n")
-'''
+"""
 
 
 @dataclass(frozen=True)

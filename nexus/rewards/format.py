@@ -36,8 +36,7 @@ def format_tags(
     if not tags:
         return float(bool(text.strip()))
     filled = all(
-        text[opening.end() : closing.start()].strip()
-        for opening, closing in zip(found[::2], found[1::2], strict=True)
+        text[opening.end() : closing.start()].strip() for opening, closing in zip(found[::2], found[1::2], strict=True)
     )
     starts = tags[0] != "think" or not text[: found[0].start()].strip()
     return float(filled and starts and not text[found[-1].end() :].strip())

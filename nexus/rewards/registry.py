@@ -270,7 +270,9 @@ def _problems(reward: Mapping[str, Any], key: str) -> Iterator[Problem]:
             yield Problem("E-CFG-01", f"{key}.options.{name}", "there is no such option", remedy)
     for name in known:
         if name not in options:
-            yield Problem("E-CFG-07", f"{key}.options.{name}", "the option is missing", f"see conf/reward/{source}.yaml")
+            yield Problem(
+                "E-CFG-07", f"{key}.options.{name}", "the option is missing", f"see conf/reward/{source}.yaml"
+            )
 
 
 def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:

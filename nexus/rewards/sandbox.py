@@ -111,9 +111,7 @@ def _python() -> str:
     return str((base if base.is_file() else Path(sys.executable)).resolve())
 
 
-def run_sandboxed(
-    files: Mapping[str, str], *, arguments: Sequence[str], stdin: str, limits: Limits
-) -> Outcome:
+def run_sandboxed(files: Mapping[str, str], *, arguments: Sequence[str], stdin: str, limits: Limits) -> Outcome:
     """Run a Python program behind the walls.
 
     Args:

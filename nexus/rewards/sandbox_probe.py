@@ -27,15 +27,20 @@ def attempt(name, work):
         print("passed", name, found)
 """
 
-_WORKS = _TRY + """
+_WORKS = (
+    _TRY
+    + """
 import json, math, sys, threading
 attempt("write here", lambda: open("file.txt", "w").write("x"))
 thread = threading.Thread(target=lambda: print("thread ran"))
 thread.start(); thread.join()
 print(sys.stdin.read(), math.factorial(20))
 """
+)
 
-_NETWORK = _TRY + """
+_NETWORK = (
+    _TRY
+    + """
 import socket, subprocess
 def connect(family, kind, address):
     link = socket.socket(family, kind)
@@ -51,8 +56,11 @@ attempt("netlink", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW))
 attempt("abstract socket", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, "\\0ABSTRACT"))
 attempt("name lookup", lambda: socket.getaddrinfo("example.com", 80))
 """
+)
 
-_OUTSIDE = _TRY + """
+_OUTSIDE = (
+    _TRY
+    + """
 import os, sys
 attempt("read the secret", lambda: open("SECRET").read())
 attempt("see the secret's folder", lambda: os.listdir("FOLDER"))
@@ -76,8 +84,11 @@ attempt("unshare", lambda: call("unshare", 0x10000000))
 attempt("mount", lambda: call("mount", b"none", b"/box", b"tmpfs", 0, None))
 attempt("ptrace", lambda: call("ptrace", 16, 1, 0, 0))
 """
+)
 
-_PROCESSES = _TRY + """
+_PROCESSES = (
+    _TRY
+    + """
 import os, subprocess, threading, time
 for _ in range(50):
     attempt("fork", os.fork)
@@ -94,8 +105,11 @@ except BaseException as error:
     print("threads", started, type(error).__name__, flush=True)
 os._exit(0)
 """
+)
 
-_MEMORY = _TRY + """
+_MEMORY = (
+    _TRY
+    + """
 import ctypes, mmap, os
 libc = ctypes.CDLL(None, use_errno=True)
 def call(name, *arguments):
@@ -124,6 +138,7 @@ try:
 except OSError:
     print("shared", mebibytes)
 """
+)
 
 _DISK = """
 written, files = 0, 0

@@ -1,4 +1,4 @@
-"""What the doors add to `config.check`: secrets in settings, options of rewards, and whether the run folder can be made."""
+"""What the doors add to `config.check`: secrets in settings, options of rewards, whether the run folder can be made."""
 
 from __future__ import annotations
 

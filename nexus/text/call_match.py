@@ -21,6 +21,7 @@ _TYPES: dict[str, str] = {
     "bool": "boolean", "list": "array", "tuple": "array", "dict": "object",
 }  # fmt: skip
 _WORD = re.compile(r"[^\W_]+")
+_TAG = re.compile(r"<[^<>]*>")
 
 
 def _types(schema: Mapping[str, Any]) -> tuple[str, ...]:
@@ -192,10 +193,11 @@ def declines(parsed: ParsedAnswer, tools: Sequence[Mapping[str, Any]], prompt: S
         prompt: chat turns; what the user wrote is not a sentence of one's own.
 
     Returns:
-        True for at least two words without a call, also in some other notation, that are no copy of a request.
+        True for at least two different words without a call, also in some other notation, that are no copy of a
+        request; tags and numbers are no words.
     """
-    said = [word.lower() for word in _WORD.findall(parsed.text)]
-    if parsed.calls or len(said) < 2:
+    said = [word.lower() for word in _WORD.findall(_TAG.sub(" ", parsed.text))]
+    if parsed.calls or len({word for word in said if not word.isdigit()}) < 2:
         return False
     names = [tool.get("function", tool)["name"] for tool in tools]
     attempts = "|".join(re.escape(name) for name in names)

@@ -74,7 +74,16 @@ def test_tool_call_of_two() -> None:
 
 def test_tool_call_where_no_tool_fits() -> None:
     assert calls_reward("None of the tools can do that.", []) == 1.0
-    for text in ("", "no", written(RIGHT), PROMPT[0]["content"], "weather(city='Oslo') it is"):
+    for text in (
+        "",
+        "no",
+        "no no",
+        "<answer>5 6</answer>",
+        "1 + 1 = 2",
+        written(RIGHT),
+        PROMPT[0]["content"],
+        "weather(city='Oslo') it is",
+    ):
         assert calls_reward(text, []) == 0.0
 
 

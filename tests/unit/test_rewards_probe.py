@@ -12,7 +12,7 @@ from nexus.rewards.probe import Row, cheap_answers, cot_row, probe, tools_row
 from nexus.rewards.registry import RewardFunction, Rewards, build_rewards
 from tests.unit.test_rewards_registry import card
 
-ROWS = 250
+ROWS = 200
 TOOLS = [tools_row(row) for row in tools.rows(view="prompts", split="eval", count=ROWS, seed=20261)]
 COT = [cot_row(row) for row in cot.rows(view="prompts", split="train", count=ROWS, seed=20262)]
 
@@ -32,10 +32,10 @@ def test_rewards_of_tools_cannot_be_had_cheaply() -> None:
         assert one.beaten == [], name
         assert one.forms > 5 * ROWS - 5 * 40, name
     assert found["tool_call"].short == []
-    # Any sentence declines; so ties occur where declining is right, and only there.
+    # Any two words of one's own decline; so ties occur where declining is right, and only there.
     declining = sum(not row.gold["calls"] for row in TOOLS)
     assert 0 < declining < ROWS / 8
-    assert sum(found["tool_call"].tied.values()) <= 8 * declining
+    assert sum(found["tool_call"].tied.values()) <= 6 * declining
     calling = findings([row for row in TOOLS if row.gold["calls"]][:50], "tool_call")["tool_call"]
     assert calling.good
     assert calling.tied == {}

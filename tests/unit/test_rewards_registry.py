@@ -106,7 +106,9 @@ def test_no_reward_at_all_is_an_error() -> None:
 
 
 def test_own_function_gets_what_it_names(own: Callable[..., dict[str, Any]]) -> None:
-    body = "def reward(completion, gold, prompt, *, finished, factor):\n    return factor * (gold['answer'] in completion)"
+    body = (
+        "def reward(completion, gold, prompt, *, finished, factor):\n    return factor * (gold['answer'] in completion)"
+    )
     settings = own(body, factor=3) | {"weight": 0.5}
     rewarded = build_rewards({"mine": settings}).score([SAMPLE])[0]
     assert (rewarded.total, rewarded.components) == (1.5, {"mine": 3.0})
