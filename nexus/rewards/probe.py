@@ -153,8 +153,10 @@ def _is_right(row: Row, text: str) -> bool:
     """A refusal is right where no tool fits, and a constant may be the answer by chance."""
     if row.gold.get("calls") == []:
         return text in ("I cannot do that.", "None of the tools can do that.") or _mere_words(text)
-    answer = str(row.gold.get("answer", ""))
-    return bool(answer) and re.fullmatch(rf".*<answer>\s*{re.escape(answer)}\s*</answer>", text, re.DOTALL) is not None
+    answer = re.escape(str(row.gold.get("answer", "")))
+    # Not by the function under test: a hole in it would hide itself.
+    said = rf"(?:.*<answer>\s*{answer}\s*</answer>|\\boxed\{{{answer}\}}|{answer})"
+    return bool(answer) and re.fullmatch(said, text, re.DOTALL) is not None
 
 
 def _mere_words(text: str) -> bool:
@@ -177,7 +179,10 @@ def tools_row(row: Mapping[str, Any]) -> Row:
 
     if not calls:
         right = "None of the tools can do that."
-        forms = ("I am sorry, no tool fits.", "<think>Nothing fits.</think>\nNo tool on offer does this.")
+        forms: tuple[str, ...] = (
+            "I am sorry, no tool fits.",
+            "<think>Nothing fits.</think>\nNo tool on offer does this.",
+        )
     else:
         right = "\n".join(map(tagged, calls))
         reverse = [{**one, "arguments": dict(reversed(one["arguments"].items()))} for one in reversed(calls)]

@@ -84,12 +84,11 @@ def test_bad_rewards_are_found_out(function: Any, kind: str) -> None:
     assert not found.good
 
 
-def test_a_substring_for_an_answer_ties_and_loses_forms() -> None:
+def test_a_substring_for_an_answer_ties() -> None:
     # the earlier system's flaw: the answer anywhere in the text counts
     found = probe(_naive(_right_but_for_empty_gold), COT[:60], count_tokens=count_tokens)["naive"]
     assert found.beaten == []
-    assert found.tied
-    assert found.short
+    assert found.tied["copied"] + found.tied["keywords"] > 10
 
 
 def test_cheap_answers_are_of_every_kind() -> None:

@@ -65,9 +65,9 @@ def _random_expression(rng: random.Random, depth: int) -> str:
 
 def test_algebra_agrees_with_sympy() -> None:
     rng = random.Random(3)
-    read = agreed = equal = 0
-    for _ in range(120):
-        one = _random_expression(rng, 3)
+    read = agreed = 0
+    for _ in range(60):
+        one = _random_expression(rng, 2)
         ours = read_expression(one)
         if ours is None:
             continue
@@ -86,9 +86,8 @@ def test_algebra_agrees_with_sympy() -> None:
         same = sympy.simplify(theirs - sympy.sympify(other_text.replace("^", "**"), rational=True)) == 0
         assert ours.equals(other) == same, (one, other_text)
         agreed += 1
-        equal += same
-    assert read >= 80
-    assert agreed >= 60
+    assert read >= 50
+    assert agreed >= 40
 
 
 @pytest.mark.parametrize(
