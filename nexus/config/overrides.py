@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 #: Groups of which several options may be chosen.
 _SEVERAL = ("capability", "encoders", "decoders", "teachers", "callbacks", "logger")
-#: Groups that are only ever named inside other groups.
-_CARDS = "dataset"
+#: Groups of cards, which are named inside other groups only; the value is the place of a card of one's own.
+_CARDS = {"dataset": "data.sources.mine", "reward": "capabilities.NAME.rewards.mine"}
 
 
 def quote_verbatim(words: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -137,12 +137,12 @@ def _group_problems(override: Override, key: str, root: str) -> Iterator[Problem
         )
         return
     added = override.is_add()
-    if key == _CARDS:
+    if key in _CARDS:
         yield Problem(
             "E-CFG-06",
             key,
             "a card needs a place",
-            f"write +dataset@data.sources.mine={given}, or choose a +capability",
+            f"write +{key}@{_CARDS[key]}={given}, or choose a +capability",
         )
         return
     if override.is_delete():

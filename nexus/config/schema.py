@@ -161,6 +161,15 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Reward:
+    """A card of `reward`; `nexus.rewards.registry` knows the options of each function."""
+
+    function: str
+    weight: Positive
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class ReadyCapability:
     """An entry of `capabilities` that can be used."""
 
@@ -170,6 +179,7 @@ class ReadyCapability:
     max_new_tokens: Count
     metrics: Literal["tools", "cot"]
     primary_metric: str
+    rewards: dict[str, Reward]
     sources: dict[str, Card]
 
 

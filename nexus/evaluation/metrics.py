@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexus.text.answers import Equation, equations, final_answer, marked_answer, normalize_number, same_number
-from nexus.text.call_match import call_problems, count_matches
+from nexus.text.call_match import call_problems, count_matches, declines
 from nexus.text.think import split_think
-from nexus.text.tool_calls import ParsedAnswer, parse_answer
+from nexus.text.tool_calls import parse_answer
 
 TOOLS_METRICS = ("exact_match", "name", "arguments", "schema", "irrelevance")
 COT_METRICS = ("exact_match", "steps", "format")
-
-_WORD = re.compile(r"[^\W_]+")
 
 
 def tools_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:
@@ -47,7 +44,7 @@ def tools_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: 
     parsed = parse_answer(answer_text)
     sound = finished and not parsed.malformed
     if not gold:
-        declined = float(sound and _declines(prompt_row, parsed))
+        declined = float(sound and declines(parsed, tools, prompt_row["prompt"]))
         return {"exact_match": declined, "irrelevance": declined}
     if not sound or not parsed.calls:
         return dict.fromkeys(("exact_match", "name", "arguments", "schema"), 0.0)
@@ -59,25 +56,6 @@ def tools_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: 
         "arguments": matched / len(gold),
         "schema": float(all(not call_problems(call, tools) for call in parsed.calls)),
     }
-
-
-def _declines(prompt_row: Mapping[str, Any], parsed: ParsedAnswer) -> bool:
-    """Whether a sound answer says something instead of calling, and something of its own."""
-    said = [word.lower() for word in _WORD.findall(parsed.text)]
-    if parsed.calls or len(said) < 2:
-        return False
-    names = [tool.get("function", tool)["name"] for tool in prompt_row["tools"]]
-    attempts = "|".join(re.escape(name) for name in names)
-    # A call in some other notation is a call: find_hotel(city="Oslo"), {"name": "find_hotel" ...
-    if '"name"' in parsed.text or (attempts and re.search(rf"(?<!\w)(?:{attempts})\s*[({{]", parsed.text)):
-        return False
-    text = f" {' '.join(said)} "
-    for turn in prompt_row["prompt"]:
-        if turn["role"] == "user":
-            asked = f" {' '.join(word.lower() for word in _WORD.findall(str(turn['content'])))} "
-            if text in asked or asked in text:
-                return False
-    return True
 
 
 def cot_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the doors add to `config.check`: secrets in settings, and whether the run folder can be made."""
+"""What the doors add to `config.check`: secrets in settings, options of rewards, whether the run folder can be made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.errors import Problem
+from nexus.rewards.registry import reward_problems
 from nexus.storage.redaction import is_secret_key, redact_text
 from nexus.storage.run_folder import holds_run, output_problem
 
@@ -21,7 +22,7 @@ def train_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]
     Returns:
         Problems; nothing stays behind on the disk.
     """
-    problems = secret_problems(config, raw)
+    problems = [*secret_problems(config, raw), *reward_problems(config)]
     if config["dry_run"] or config["resume"] is not None:
         return problems
     if config["run_dir"] is None:

@@ -17,7 +17,10 @@ _FIGURE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A minus counts unless something is being subtracted: "12-7" holds 12 and 7, "is -7" holds -7.
 _NUMBER = re.compile(rf"(?:(?<![\w).])[-−])?\$?(?:{_FIGURE})(?:/\d+)?%?")
 _WHOLE = re.compile(rf"(?P<sign>[-−+]?)\$?(?P<top>{_FIGURE})(?:/(?P<bottom>\d+))?(?P<percent>%?)")
+_MIXED = re.compile(r"(?P<sign>[-−+]?) *(?P<whole>\d+) +(?P<top>\d+)/(?P<bottom>\d+)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
+#: Longer texts are no number; Python itself refuses to read more than 4300 digits.
+_LONGEST_NUMBER = 400
 _EQUATION = re.compile(rf"(-?(?:{_FIGURE})) ?([-+*/x×]) ?(-?(?:{_FIGURE})) ?= ?(-?(?:{_FIGURE}))")
 
 
@@ -73,13 +76,19 @@ def normalize_number(text: str) -> Fraction | None:
     r"""The number that a text is, exactly.
 
     Args:
-        text: for instance "1,234.50", "-3/4", "$12", "25%" or "\frac{1}{2}"; blanks, `$` around and a final period
-            do not matter.
+        text: for instance "1,234.50", "-3/4", "$12", "25%", "1 1/2" or "\frac{1}{2}"; other blanks, `$` around and a
+            final period do not matter.
 
     Returns:
         The value, a percentage as its hundredth; None if the text is not one number.
     """
-    plain = _LATEX_FRACTION.sub(r"\1/\2", text.strip()).strip("$ \t\n").removesuffix(".").replace("\\%", "%")
+    if len(text) > _LONGEST_NUMBER:
+        return None
+    plain = _LATEX_FRACTION.sub(r" \1/\2", text).strip("$ \t\n").removesuffix(".").replace("\\%", "%")
+    mixed = _MIXED.fullmatch(plain)
+    if mixed is not None and int(mixed["bottom"]):
+        value = int(mixed["whole"]) + Fraction(int(mixed["top"]), int(mixed["bottom"]))
+        return -value if mixed["sign"] in ("-", "−") else value
     found = _WHOLE.fullmatch(plain.replace(" ", ""))
     if found is None or (found["bottom"] and int(found["bottom"]) == 0):
         return None
@@ -151,7 +160,7 @@ def equations(text: str) -> list[Equation]:
     found = []
     for line in text.splitlines():
         match = _EQUATION.fullmatch(line.strip())
-        if match:
+        if match and len(match[0]) <= _LONGEST_NUMBER:
             left, right, result = (Fraction(match[i].replace(",", "")) for i in (1, 3, 4))
             found.append(Equation(left, match[2].replace("x", "*").replace("×", "*"), right, result))
     return found

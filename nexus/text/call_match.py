@@ -7,11 +7,12 @@ must be equal to the letter (BFCL drops case, blanks and punctuation), and there
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexus.errors import NexusError
-from nexus.text.tool_calls import ToolCall
+from nexus.text.tool_calls import ParsedAnswer, ToolCall
 
 #: Types of JSON schema, and the Python names that some data sets write instead.
 _TYPES: dict[str, str] = {
@@ -19,6 +20,8 @@ _TYPES: dict[str, str] = {
     "object": "object", "null": "null", "any": "any", "str": "string", "int": "integer", "float": "number",
     "bool": "boolean", "list": "array", "tuple": "array", "dict": "object",
 }  # fmt: skip
+_WORD = re.compile(r"[^\W_]+")
+_TAG = re.compile(r"<[^<>]*>")
 
 
 def _types(schema: Mapping[str, Any]) -> tuple[str, ...]:
@@ -179,3 +182,32 @@ def count_matches(
                 matched += 1
                 break
     return matched
+
+
+def declines(parsed: ParsedAnswer, tools: Sequence[Mapping[str, Any]], prompt: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an answer says something instead of calling, and something of its own.
+
+    Args:
+        parsed: an answer in which nothing is malformed.
+        tools: definitions in the HF form.
+        prompt: chat turns; what the user wrote is not a sentence of one's own.
+
+    Returns:
+        True for at least two different words without a call, also in some other notation, that are no copy of a
+        request; tags and numbers are no words.
+    """
+    said = [word.lower() for word in _WORD.findall(_TAG.sub(" ", parsed.text))]
+    if parsed.calls or len({word for word in said if not word.isdigit()}) < 2:
+        return False
+    names = [tool.get("function", tool)["name"] for tool in tools]
+    attempts = "|".join(re.escape(name) for name in names)
+    # A call in some other notation is a call: find_hotel(city="Oslo"), {"name": "find_hotel" ...
+    if '"name"' in parsed.text or (attempts and re.search(rf"(?<!\w)(?:{attempts})\s*[({{]", parsed.text)):
+        return False
+    text = f" {' '.join(said)} "
+    for turn in prompt:
+        if turn["role"] == "user":
+            asked = f" {' '.join(word.lower() for word in _WORD.findall(str(turn['content'])))} "
+            if text in asked or asked in text:
+                return False
+    return True

@@ -24,7 +24,7 @@ def options_of_train() -> list[tuple[str, str]]:
     return [
         (group, option)
         for group, options in groups().items()
-        if group not in ("capability", "dataset", "experiment")
+        if group not in ("capability", "dataset", "experiment", "reward")
         for option in options
     ]
 

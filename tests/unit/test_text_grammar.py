@@ -156,6 +156,7 @@ def test_a_number_alone_is_not_marked():
         (" 19. ", Fraction(19)), ("$5$", Fraction(5)), (".5", Fraction(1, 2)), ("−2", Fraction(-2)),
         ("+2", Fraction(2)),
         ("1/0", None), ("", None), ("12,34", None), ("1.2.3", None), ("abc", None), ("19 apples", None), ("1e3", None),
+        ("1 1/2", Fraction(3, 2)), ("-1\\frac{1}{2}", Fraction(-3, 2)), ("1 1/0", None), ("1" * 5000, None),
     ],
 )  # fmt: skip
 def test_normalize_number(text: str, value: Fraction | None):
@@ -255,3 +256,10 @@ def test_the_grammar_needs_no_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'lightning', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_of_thousands_of_digits_are_none():
+    huge = "9" * 5000
+    assert equations(f"{huge} + 1 = {huge}") == []
+    assert not same_number(huge, "9")
+    assert not same_number("9", huge)
