@@ -20,8 +20,8 @@ class KLEstimator(StrEnum):
 
     K1: `log pi - log ref`; unbiased, may be negative. As a term of a loss its expected gradient is zero, so that it
         holds nothing back: it belongs into rewards.
-    K3: `ref / pi - log(ref / pi) - 1`, equation 4 of arXiv 2402.03300; unbiased, never negative, of lower variance. As a
-        term of a loss its expected gradient is that of KL(reference || policy), which pulls to the reference as well.
+    K3: `ref / pi - log(ref / pi) - 1`, equation 4 of arXiv 2402.03300; unbiased, never negative, of lower variance. As
+        a term of a loss its expected gradient is that of KL(reference || policy), which pulls to the reference too.
     """
 
     K1 = "k1"
