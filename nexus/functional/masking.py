@@ -1,10 +1,33 @@
-"""Sums and means over the positions that count."""
+"""Sums and means over the positions that count, and the way between flat tokens and rows."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from nexus.functional.shapes import ShapeError
+from nexus.functional.shapes import ShapeError, check_shapes
+
+
+def check_mask(**masks: Tensor) -> None:
+    """Check that every row of every mask has a position that counts.
+
+    A mean over nothing has no value, and a row that counts nowhere would still weigh in the mean over rows: such rows
+    are to be left out before. Reads one value from the device.
+
+    Args:
+        **masks: [B, T] bool by the name that an error message should use.
+
+    Raises:
+        ShapeError: if a mask is not bool (`~` would mean something else), has no row, or has an empty row.
+    """
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ShapeError(f"{name} must be bool, got {mask.dtype}")
+        counted = mask.any(-1)
+        if not counted.numel():
+            raise ShapeError(f"{name} has no rows")
+        if not counted.all():
+            raise ShapeError(f"row {int(counted.int().argmin())} of {name} has no position that counts: leave it out")
 
 
 def masked_sum(*, values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -46,3 +69,41 @@ def masked_mean(*, values: Tensor, mask: Tensor, dim: int | None = None) -> Tens
     total = masked_sum(values=values, mask=mask, dim=dim)
     count = mask.sum() if dim is None else mask.sum(dim)
     return total / count.clamp(min=1).to(total.dtype)
+
+
+def rows_of_flat(*, values: Tensor, mask: Tensor) -> Tensor:
+    """Spread the values of the counted positions over their rows, as a packed forward pass delivers them.
+
+    Args:
+        values: [N] one value for each True of the mask, row after row.
+        mask: [B, T] bool with N times True.
+
+    Returns:
+        [B, T] in the dtype of `values`, 0 where nothing counts; differentiable.
+
+    Raises:
+        ShapeError: if the number of values is not that of the positions that count.
+    """
+    check_shapes("N, B T", values=values, mask=mask)
+    if values.shape[0] != int(mask.sum()):
+        raise ShapeError(f"{values.shape[0]} values were given for the {int(mask.sum())} positions of the mask")
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def sum_by_row(*, values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Sum flat values by the row that each belongs to, for example token log-probabilities by completion.
+
+    Args:
+        values: [N].
+        rows: [N] int64 in 0..B-1, in any order.
+        num_rows: B.
+
+    Returns:
+        [B] float32; 0 for a row without values.
+
+    Raises:
+        ShapeError: if the two differ in length.
+    """
+    check_shapes("N", values=values, rows=rows)
+    zeros = torch.zeros(num_rows, dtype=torch.float32, device=values.device)
+    return zeros.index_add(0, rows, values.float())
