@@ -229,6 +229,7 @@ class Scale:
     rows_per_source: Count | None
     max_steps: Count | None
     eval_prompts: Count | None
+    global_batch_size: Count
 
 
 @dataclass(frozen=True)

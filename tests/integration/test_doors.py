@@ -48,8 +48,8 @@ def test_report(report: dict[str, Any]) -> None:
     promised = {"method", "global_step", "tokens", "tokens_per_second", "peak_memory_bytes", "seconds", "seed"}
     assert promised <= set(train)
     assert (train["method"], train["seed"]) == ("sft", 42)
-    assert 1 <= train["global_step"] <= 10
-    assert train["tokens"] == report["data"]["tokens"] * train["global_step"]
+    assert train["global_step"] == 8  # sixteen rows, two a step
+    assert train["tokens"] == report["data"]["tokens"]
     assert math.isfinite(train["final_loss"])
     assert train["tokens_per_second"] > 0
     assert train["peak_memory_bytes"] > 4 * train["parameters"]
