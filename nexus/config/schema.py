@@ -239,6 +239,7 @@ class Paths:
     data_dir: str
     output_dir: str
     checkpoint_dir: str | None
+    metrics_dir: str | None
 
 
 @dataclass(frozen=True)
