@@ -8,6 +8,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.errors import NexusError
 
 #: Modules beside the doors that are no commands.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.capabilities import CapabilityInfo, read_capabilities
 from nexus.config.datasets import DatasetInfo, read_datasets
 from nexus.errors import NexusError

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.compose import Job, run_hydra
 from nexus.stages.preflight import evaluate_problems
+from nexus.storage.redaction import redact_message
 
 
 def evaluate(job: Job) -> None:
@@ -22,7 +24,7 @@ def evaluate(job: Job) -> None:
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(evaluate, "evaluate", extra=evaluate_problems)
+    return run_hydra(evaluate, "evaluate", extra=evaluate_problems, redact=redact_message)
 
 
 if __name__ == "__main__":

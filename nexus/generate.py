@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 
+import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.compose import Job, run_hydra
 from nexus.stages.preflight import secret_problems
+from nexus.storage.redaction import redact_message
 
 
 def generate(job: Job) -> None:
@@ -17,7 +19,8 @@ def generate(job: Job) -> None:
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(generate, "generate", extra=secret_problems, verbatim=("prompt", "system"))
+    free = ("prompt", "system")
+    return run_hydra(generate, "generate", extra=secret_problems, verbatim=free, redact=redact_message)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.compose import Done, Job, run_hydra
 from nexus.stages.preflight import train_problems
+from nexus.storage.redaction import redact_message
 
 
 def train(job: Job) -> Path | None:
@@ -81,7 +83,7 @@ STARTED = datetime.now()  # one time for all jobs of a sweep
 
 def main() -> int:
     """Run the door; returns the exit status."""
-    return run_hydra(train, "train", extra=train_problems, finish=compare)
+    return run_hydra(train, "train", extra=train_problems, finish=compare, redact=redact_message)
 
 
 if __name__ == "__main__":

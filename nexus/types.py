@@ -141,17 +141,17 @@ class Score:
 
     Attributes:
         value: the mean.
-        n: how many prompts (or tokens) it was measured on.
-        ci95: 95 % confidence interval.
+        n: how many prompts or rows it was measured on; they, not their tokens, are independent.
+        ci95: 95 % confidence interval; None if a single row leaves nothing to tell its spread from.
     """
 
     value: float
     n: int
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, as they stand in `report.json`."""
-        return {"value": self.value, "n": self.n, "ci95": list(self.ci95)}
+        return {"value": self.value, "n": self.n, "ci95": None if self.ci95 is None else list(self.ci95)}
 
 
 @dataclass(frozen=True)

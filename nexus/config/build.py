@@ -46,20 +46,5 @@ def instantiate_node(node: Mapping[str, Any], **kwargs: Any) -> Any:
         raise _refused(node, error) from error
 
 
-def instantiate_dict(nodes: Mapping[str, Mapping[str, Any] | None]) -> list[Any]:
-    """Make the objects of a dictionary of nodes.
-
-    Args:
-        nodes: by name; None leaves one out.
-
-    Returns:
-        Objects in the order of the dictionary.
-
-    Raises:
-        NexusError: as `instantiate_node`.
-    """
-    return [instantiate_node(node) for node in nodes.values() if node is not None]
-
-
 def _refused(node: Mapping[str, Any], error: Exception) -> NexusError:
     return NexusError("E-CFG-02", str(error), where=str(node["_target_"]), remedy="mend the settings of this class")

@@ -23,6 +23,7 @@ from nexus.config.overrides import from_hydra, override_problems, quote_verbatim
 from nexus.errors import ConfigError, NexusError, Problem
 
 _INTERRUPTED = 130
+_READER_GONE = 128 + 13  # as a shell reports a command that SIGPIPE ended
 _HELP = """nexus {root}: choose every group with `=`, add capabilities with `+`.
 {lists}  see the settings:                        --cfg job      (other flags: --hydra-help)
   what the capabilities are:               nexus capabilities
@@ -71,6 +72,7 @@ def run_hydra(
     extra: Any = None,
     verbatim: Sequence[str] = (),
     finish: Callable[[list[Done]], Any] | None = None,
+    redact: Callable[[str, Sequence[str]], str] | None = None,
 ) -> int:
     """Compose and check everything that the command line asks for, then do it.
 
@@ -80,10 +82,17 @@ def run_hydra(
         extra: further checks, see `config.check.Extra`.
         verbatim: settings whose values are free text.
         finish: gets the jobs that ended well, after a sweep (`-m`) of which at least one did.
+        redact: takes secrets out of a message, given the words of the command line
+            (`storage.redaction.redact_message`; handed in because storage is a sibling).
 
     Returns:
-        Exit status: 0, the status of the first error that a user can mend, or 130 after Ctrl-C. Other exceptions pass.
+        Exit status: 0, the status of the first error that a user can mend, 130 after Ctrl-C, 141 when the reader of the
+        output went away (`| head`). Other exceptions pass.
     """
+
+    def complain(message: object) -> None:
+        print(redact(str(message), sys.argv[1:]) if redact else message, file=sys.stderr)
+
     words = quote_verbatim(sys.argv[1:], verbatim)
     try:
         arguments = _parse(words)
@@ -92,13 +101,16 @@ def run_hydra(
         jobs = make_jobs(
             arguments.overrides, root, multirun=arguments.multirun, extra=extra, config_dir=arguments.config_dir
         )
-        return _work(task, jobs, finish if arguments.multirun else None)
+        return _work(task, jobs, finish if arguments.multirun else None, complain)
     except NexusError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return error.status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        complain("interrupted")
         return _INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return _READER_GONE
 
 
 def make_jobs(
@@ -174,8 +186,13 @@ def _show(arguments: argparse.Namespace, words: Sequence[str], root: str) -> int
             raise ConfigError([problem for _, problem in refused])
         return _hand_to_hydra(words, root)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again as it ends
+        _discard_output()
         return 0
+
+
+def _discard_output() -> None:
+    """Send what is still buffered for a reader that is gone to nowhere; else Python complains again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def help_text(root: str, words: Sequence[str], config_dir: str | None) -> str:
@@ -340,7 +357,12 @@ def _readable(word: str) -> str:
     return re.sub(r"[^\w.=+-]+", "-", f"{key}={value}").strip("-")
 
 
-def _work(task: Callable[[Job], Any], jobs: list[Job], finish: Callable[[list[Done]], Any] | None) -> int:
+def _work(
+    task: Callable[[Job], Any],
+    jobs: list[Job],
+    finish: Callable[[list[Done]], Any] | None,
+    complain: Callable[[object], None],
+) -> int:
     """Do the jobs one after the other; one that fails by a user's mistake does not stop the others."""
     status = 0
     done: list[Done] = []
@@ -350,7 +372,7 @@ def _work(task: Callable[[Job], Any], jobs: list[Job], finish: Callable[[list[Do
         try:
             done.append(Done(job, task(job)))
         except NexusError as error:
-            print(f"[{job.name}] {error}" if job.name else error, file=sys.stderr)
+            complain(f"[{job.name}] {error}" if job.name else error)
             status = status or error.status
     if finish is not None and done:
         finish(done)

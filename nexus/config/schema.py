@@ -240,6 +240,7 @@ class Scale:
     rows_per_source: Count | None
     max_steps: Count | None
     eval_prompts: Count | None
+    global_batch_size: Count
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,7 @@ class Paths:
     data_dir: str
     output_dir: str
     checkpoint_dir: str | None
+    metrics_dir: str | None
 
 
 @dataclass(frozen=True)

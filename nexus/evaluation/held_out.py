@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import linear
 
 from nexus.errors import NexusError
+from nexus.evaluation.statistics import student_quantile
 from nexus.functional.logprobs import token_logprobs
 from nexus.models.head import LogitForm, output_head, target_hidden_states
 from nexus.types import MicroBatch, Score
@@ -21,14 +22,15 @@ _CHUNK = 1024  # target positions whose logits exist at one time; bounds memory,
 def held_out_loss(model: Any, batches: Sequence[MicroBatch]) -> dict[str, Score]:
     """Mean negative log-likelihood per target token, and its exponential.
 
-    The interval is that of a ratio estimate over micro-batches (delta method): rows, not tokens, are independent.
+    The interval is that of a ratio estimate over micro-batches (delta method, Cochran 1977, eq. 6.13) with Student's
+    quantile: rows, not tokens, are independent, and there may be few.
 
     Args:
         model: in evaluation mode.
-        batches: held-out rows, best one row a micro-batch.
+        batches: held-out rows, one a micro-batch.
 
     Returns:
-        `loss` (nats per token) and `perplexity`; `n` counts target tokens.
+        `loss` (nats per token) and `perplexity`; `n` counts rows. One row has no interval.
 
     Raises:
         NexusError: `E-NUM-02` if the loss is not finite.
@@ -49,10 +51,18 @@ def held_out_loss(model: Any, batches: Sequence[MicroBatch]) -> dict[str, Score]
     mean = sum(sums) / total
     if not math.isfinite(mean):
         raise NexusError("E-NUM-02", "the held-out loss is not a number", remedy="lower method.lr")
+    n = len(sums)
+    if n == 1:
+        return {"loss": Score(mean, n, None), "perplexity": Score(math.exp(mean), n, None)}
     residual = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
-    error = 1.96 * math.sqrt(residual * len(sums) / max(1, len(sums) - 1)) / total
-    low, high = mean - error, mean + error
+    error = student_quantile(n - 1) * math.sqrt(residual * n / (n - 1)) / total
+    low, high = max(0.0, mean - error), mean + error  # no loss lies below 0
     return {
-        "loss": Score(mean, total, (low, high)),
-        "perplexity": Score(math.exp(mean), total, (math.exp(low), math.exp(high))),
+        "loss": Score(mean, n, (low, high)),
+        "perplexity": Score(math.exp(mean), n, (math.exp(low), _exp(high))),
     }
+
+
+def _exp(value: float) -> float:
+    """`math.exp` of what two very different rows leave open: beyond a double's range, the largest double."""
+    return math.exp(min(value, 709.0))

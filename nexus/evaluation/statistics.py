@@ -12,6 +12,43 @@ import numpy as np
 Z95 = 1.959963984540054
 
 
+def student_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t distribution (closed form: Abramowitz and Stegun 26.7.3 and 26.7.4, inverted).
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+
+    Returns:
+        12.706 for 1, 2.776 for 4, close to 1.960 for many.
+
+    Raises:
+        ValueError: `freedom` is below 1.
+    """
+    if freedom < 1:
+        raise ValueError(f"there is no interval with {freedom} degrees of freedom")
+    if freedom > 2000:
+        return Z95  # they differ by less than 0.0015
+    low, high = 0.0, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_two_sided(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _student_two_sided(t: float, freedom: int) -> float:
+    """Probability that a t-distributed number lies between -t and t."""
+    theta = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(theta) if odd else 1.0
+    total = 0.0 if odd and freedom == 1 else term
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(theta) ** 2
+        total += term
+    if odd:
+        return 2 / math.pi * (theta + math.sin(theta) * total)
+    return math.sin(theta) * total
+
+
 def wilson_interval(successes: int, n: int, *, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai, DasGupta 2001, eq. 4).
 

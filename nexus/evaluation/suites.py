@@ -66,4 +66,6 @@ def _score(values: Sequence[float]) -> Score:
     mean = sum(values) / n
     if all(value in (0.0, 1.0) for value in values):
         return Score(mean, n, wilson_interval(int(sum(values)), n))
+    if n == 1:
+        return Score(mean, n, None)  # one value says nothing about the spread
     return Score(mean, n, bootstrap_interval(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def write_package(
                 remedy="the checkpoints are intact; report this with the run's config.yaml",
             )
         sha256 = write_manifest(partial, exclude=(CARD,), extra={"base_model": base_name})
+        _usual_modes(partial)
         num_bytes = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     return PackageInfo(path=folder, sha256=sha256, max_logit_difference=difference, num_bytes=num_bytes)
 
@@ -99,6 +101,14 @@ def _logits(model: Any, probe: list[int]) -> torch.Tensor:
     input_ids = torch.tensor([probe], device=next(model.parameters()).device)
     logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[0]
     return logits.float().cpu()
+
+
+def _usual_modes(folder: Path) -> None:
+    """Give every file the mode that the umask says; safetensors makes its files readable by their owner alone."""
+    usual = stat.S_IMODE((folder / CARD).stat().st_mode)  # made by open(), which asks the umask
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(usual)
 
 
 def _drop_paths(file: Path) -> None:

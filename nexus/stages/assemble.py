@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from nexus.callbacks.checkpoint import AtomicCheckpointIO
-from nexus.config.build import instantiate_dict, instantiate_node
+from nexus.config.build import instantiate_node
 from nexus.data.corpus import Corpus
 from nexus.data.template import encode_prompts
 from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
@@ -94,7 +95,9 @@ def make_callbacks(config: dict[str, Any], folder: Path, corpus: Corpus, tokeniz
     return [instantiate_node(node, **from_run.get(name, {})) for name, node in nodes.items()]
 
 
-def make_trainer(config: dict[str, Any], folder: Path, callbacks: list[Any], total_steps: int) -> Trainer:
+def make_trainer(
+    config: dict[str, Any], folder: Path, callbacks: list[Any], total_steps: int, loggers: Sequence[Any] = ()
+) -> Trainer:
     """Lightning's trainer: one device, no sanity checks, checkpoints by our own callback."""
     device, precision = device_of(config)
     return Trainer(
@@ -103,7 +106,8 @@ def make_trainer(config: dict[str, Any], folder: Path, callbacks: list[Any], tot
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_steps=total_steps,
         max_epochs=-1,
-        logger=instantiate_dict(config["logger"]) or False,
+        logger=list(loggers) or False,
+        log_every_n_steps=total_steps,  # concerns self.log, which nothing here uses; callbacks.metrics_csv logs
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),

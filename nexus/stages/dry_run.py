@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from nexus.config.check import config_yaml
 from nexus.data.masked_sample import masked_sample
 from nexus.errors import NexusError
 from nexus.hardware.memory_plan import MemoryPlan, MemorySettings, format_bytes, memory_problem, plan_memory
 from nexus.hardware.probe import probe_host
 from nexus.models.facts import StoredTensor, read_tensors, resolve_model
 from nexus.stages.prepare import prepare
+from nexus.storage.redaction import redact
 from nexus.types import ModelFacts
 
 _SAMPLE_ROWS = 64
@@ -147,7 +148,7 @@ def show(config: dict[str, Any]) -> None:
     counts = count_parameters(facts, config["adapter"])
     plan = insist_on_fit(config, facts, row_tokens=row_tokens)
     # Printed only now: an error should not stand below a page of settings.
-    console.print(Syntax(OmegaConf.to_yaml(OmegaConf.create(config)), "yaml", background_color="default"))
+    console.print(Syntax(config_yaml(config, redact=redact), "yaml", background_color="default"))
     console.rule("one row as the model sees it (learned tokens in green)")
     console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
     console.rule("plan")

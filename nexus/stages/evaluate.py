@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from nexus.config.check import config_sha256
 from nexus.data.module import NexusDataModule
 from nexus.stages import assemble
 from nexus.stages.prepare import Prepared
-from nexus.stages.report import plain_scores, print_scores
+from nexus.stages.report import plain_scores, print_scores, provenance
 from nexus.stages.scoring import score_model
+from nexus.stages.tracker import Tracker
 from nexus.storage.atomic import write_json
 
 
@@ -45,6 +47,13 @@ def evaluate(config: dict[str, Any], prepared: Prepared, output: Path | None) ->
     )
     scores = plain_scores(scoring.scores)
     print_scores(console, {}, scores)
+    tracker = Tracker(
+        config,
+        None,
+        provenance(config_sha256=config_sha256(config), data_sha256="", device=assemble.device_of(config)[0].label),
+    )
+    tracker.scoring("evaluate", scores, scoring.speeds)
+    tracker.answers(scoring.answers, scoring.speeds, "")
     if output is not None:
         write_json(output, {"model": config["base_model"]["path"], "scores": scores})
         console.print(f"scores  {output}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the doors add to `config.check`: secrets in settings, options of rewards, whether the run folder can be made."""
+"""What the doors add to `config.check`: secrets, options of rewards, packages of loggers, folders that can be written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from nexus.errors import Problem
 from nexus.rewards.registry import reward_problems
+from nexus.stages.loggers import logger_problems
+from nexus.stages.tracker import tracker_problems
 from nexus.storage.redaction import is_secret_key, redact_text
 from nexus.storage.run_folder import holds_run, output_problem
 
@@ -22,10 +24,13 @@ def train_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]
     Returns:
         Problems; nothing stays behind on the disk.
     """
-    problems = [*secret_problems(config, raw), *reward_problems(config)]
+    problems = [*secret_problems(config, raw), *reward_problems(config), *logger_problems(config)]
     if config["dry_run"] or config["resume"] is not None:
         return problems
+    problems += tracker_problems(config)
     if config["run_dir"] is None:
+        if config["paths"]["metrics_dir"] == config["paths"]["output_dir"]:  # looked at already
+            return problems
         found = output_problem(Path(config["paths"]["output_dir"]), key="paths.output_dir")
         return [*problems, found] if found is not None else problems
     folder = Path(config["run_dir"])
@@ -46,7 +51,7 @@ def evaluate_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Probl
     Returns:
         Problems; nothing stays behind on the disk.
     """
-    problems = secret_problems(config, raw)
+    problems = [*secret_problems(config, raw), *tracker_problems(config)]
     if config["output"] is None:
         return problems
     output = Path(config["output"])

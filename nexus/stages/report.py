@@ -81,9 +81,11 @@ def print_scores(
 
 
 def format_score(score: Mapping[str, Any] | None) -> str:
-    """`0.912 [0.880, 0.937]`, or a dash if it was not measured."""
+    """`0.912 [0.880, 0.937]`, `1.234 (one row, no interval)`, or a dash if it was not measured."""
     if score is None:
         return "-"
+    if score["ci95"] is None:
+        return f"{score['value']:.3f} (one row, no interval)"
     low, high = score["ci95"]
     return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
 

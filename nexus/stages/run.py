@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from nexus.models.attention import packing_support
 from nexus.packaging.card import model_card
 from nexus.packaging.pack import PackageInfo, write_package
 from nexus.stages import assemble
+from nexus.stages.loggers import end_loggers, log_scores, start_loggers
 from nexus.stages.prepare import Prepared
 from nexus.stages.report import plain_scores, plot_loss, print_scores, provenance
 from nexus.stages.scoring import Scoring, score_model
+from nexus.stages.tracker import Tracker
 from nexus.storage.atomic import remove_leftovers, write_json, write_text
 from nexus.storage.locks import RunLock
-from nexus.storage.redaction import redact
+from nexus.storage.redaction import redact, redact_text
 
 _PROBE_TOKENS = 32
 _LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # relative to the largest logit; merging rounds once more
@@ -46,12 +48,16 @@ class Run:
         folder: the run folder.
         prepared: facts, tokenizer and corpus; the corpus has been read.
         console: where progress is told.
+        tracker: appends to the tables over all runs.
+        loggers: Lightning's, besides `metrics.csv`.
     """
 
     config: dict[str, Any]
     folder: Path
     prepared: Prepared
     console: Console
+    tracker: Tracker
+    loggers: list[Any] = field(default_factory=list)
 
     def tell(self, line: str) -> None:
         """Print a line without markup or colors."""
@@ -59,7 +65,7 @@ class Run:
 
     def status(self, state: str, reason: str = "") -> None:
         """Replace `status.json`."""
-        write_json(self.folder / "status.json", {"state": state, "reason": reason, "pid": os.getpid()})
+        write_json(self.folder / "status.json", {"state": state, "reason": redact_text(reason), "pid": os.getpid()})
 
 
 def train(config: dict[str, Any], folder: Path, prepared: Prepared, *, resume: bool) -> dict[str, Any]:
@@ -77,24 +83,41 @@ def train(config: dict[str, Any], folder: Path, prepared: Prepared, *, resume: b
     Raises:
         NexusError: whatever a user can mend; `status.json` then says `failed`.
     """
-    run = Run(config, folder, prepared, Console())
+    origin = provenance(
+        config_sha256=config_sha256(config),
+        data_sha256=prepared.corpus.data_sha256,
+        device=assemble.device_of(config)[0].label,
+    )
+    run = Run(config, folder, prepared, Console(), Tracker(config, folder, origin))
     _quiet_libraries()
     with RunLock(folder):
         remove_leftovers(folder)
         run.tell(f"run folder {folder}")
         write_text(folder / "config.yaml", config_yaml(config, redact=redact))
         try:
-            return _train(run, resume=resume)
+            return _train(run, origin, resume=resume)
         except KeyboardInterrupt:
             run.status("interrupted")
+            _track_failure(run, "interrupted")
             run.tell(f"interrupted; go on with resume={folder}")
             raise
         except BaseException as error:
             run.status("failed", str(error))
+            _track_failure(run, str(error) or type(error).__name__)
             raise
+        finally:
+            end_loggers(run.loggers, failed=True)  # of a run that came to its end none is left
 
 
-def _train(run: Run, *, resume: bool) -> dict[str, Any]:
+def _track_failure(run: Run, error: str) -> None:
+    """A row that says failed; if even that cannot be written, the first error is still the one to show."""
+    try:
+        run.tracker.training(read_metrics(run.folder / "metrics.csv"), None, error=error)
+    except (NexusError, OSError) as second:
+        run.tell(f"W-OUT-01  this run is missing in training_metrics.csv: {second}")
+
+
+def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     started = time.perf_counter()
     config, corpus = run.config, run.prepared.corpus
     if config["hardware"]["threads"]:
@@ -108,32 +131,37 @@ def _train(run: Run, *, resume: bool) -> dict[str, Any]:
     if data.packing and not support.supported:
         run.tell(f"W-MOD-15  rows are padded instead of packed: {support.reason}")
         data.packing = False
+    found = checkpoints(assemble.checkpoint_folder(config, run.folder)) if resume else []
+    run.loggers = start_loggers(config, run.folder, step=found[-1][0] if found else 0)
     before = _score_before(run, method, data)
+    if not found:
+        log_scores(run.loggers, "before", before, step=0)
     seconds = _fit(run, method, data, resume=resume)
     after = Scoring()
     if config["evaluation"]["after"]:
         run.status("scoring")
-        after = _score(run, method, data)
+        after = _score(run, method, data, "after")
         answers = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in after.answers)
         write_text(run.folder / "answers.jsonl", answers)
+        log_scores(run.loggers, "after", plain_scores(after.scores), step=corpus.num_steps)
+        run.tracker.answers(after.answers, after.speeds, "answers.jsonl")
     report: dict[str, Any] = {
         "status": "finished",
         "scores": {"before": before, "after": plain_scores(after.scores)},
         "train": _train_section(run, method, seconds),
         "data": corpus.summary(),
         "package": None,
-        "provenance": provenance(
-            config_sha256=config_sha256(config),
-            data_sha256=corpus.data_sha256,
-            device=assemble.device_of(config)[0].label,
-        ),
+        "provenance": origin,
     }
     if config["package"]["enabled"]:
         run.status("packaging")
         report["package"] = _package_section(run, _package(run, method, report))
     report["seconds"] = round(time.perf_counter() - started, 1)
-    plot_loss(run.folder / "loss.png", {"train": read_metrics(run.folder / "metrics.csv")})
+    rows = read_metrics(run.folder / "metrics.csv")
+    plot_loss(run.folder / "loss.png", {"train": rows})
     write_json(run.folder / "report.json", report)
+    end_loggers(run.loggers, failed=False)
+    run.tracker.training(rows, report, error="")
     run.status("finished")
     _print_end(run, report)
     return report
@@ -148,12 +176,12 @@ def _score_before(run: Run, method: Method, data: NexusDataModule) -> dict[str, 
     if not run.config["evaluation"]["before"]:
         return {}
     run.status("scoring the base")
-    scores = plain_scores(_score(run, method, data).scores)
+    scores = plain_scores(_score(run, method, data, "before").scores)
     write_json(stored, scores)
     return scores
 
 
-def _score(run: Run, method: Method, data: NexusDataModule) -> Scoring:
+def _score(run: Run, method: Method, data: NexusDataModule, when: str) -> Scoring:
     """Measure the model as it is now."""
     run.tell("scoring")
     scoring = score_model(
@@ -168,6 +196,7 @@ def _score(run: Run, method: Method, data: NexusDataModule) -> Scoring:
     for group, metrics in scoring.scores.items():
         values = "  ".join(f"{name} {score.value:.3f}" for name, score in metrics.items())
         run.tell(f"  {group}: {values}")
+    run.tracker.scoring(when, plain_scores(scoring.scores), scoring.speeds)
     return scoring
 
 
@@ -175,7 +204,7 @@ def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool) -> fl
     """Train, from the newest checkpoint if there is one to resume; returns the seconds that it took."""
     config, folder, corpus = run.config, run.folder, run.prepared.corpus
     callbacks = assemble.make_callbacks(config, folder, corpus, run.prepared.tokenizer)
-    trainer = assemble.make_trainer(config, folder, callbacks, corpus.num_steps)
+    trainer = assemble.make_trainer(config, folder, callbacks, corpus.num_steps, run.loggers)
     found = checkpoints(assemble.checkpoint_folder(config, folder)) if resume else []
     run.status("training", f"from step {found[-1][0]}" if found else "")
     if resume:

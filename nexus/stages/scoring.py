@@ -17,6 +17,25 @@ Scores = dict[str, dict[str, Score]]
 """Group (a capability, or `held_out`), then metric."""
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How long one group took.
+
+    Attributes:
+        seconds: wall time, from the first prompt to the last score.
+        rows: prompts or rows.
+        input_tokens: of the prompts, or of the rows.
+        output_tokens: generated; 0 where nothing is.
+        first_token_seconds: until the first generated token of the first batch; None where nothing is generated.
+    """
+
+    seconds: float
+    rows: int
+    input_tokens: int
+    output_tokens: int
+    first_token_seconds: float | None
+
+
 @dataclass
 class Scoring:
     """Scores with the answers that they rest on.
@@ -24,11 +43,13 @@ class Scoring:
     Attributes:
         scores: group, then metric.
         answers: one plain row per prompt: capability, id, answer, finished, and its metric values.
+        speeds: group to the time that it took; groups that measure time themselves are not in it.
         seconds: how long it took.
     """
 
     scores: Scores = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    speeds: dict[str, Speed] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -63,14 +84,17 @@ def score_model(
     for name, examples in prompts.items():
         suite = SUITES[capabilities[name]["metrics"]]
         tell(f"  {name}: answering {len(examples)} held-out prompts")
+        clock = _FirstToken()
+        encoded = encode_prompts(tokenizer, examples)
         generations = generate(
             model=model,
             tokenizer=tokenizer,
-            prompts=encode_prompts(tokenizer, examples),
+            prompts=encoded,
             max_new_tokens=capabilities[name]["max_new_tokens"],
             temperature=0.0,
             seeds=[0] * len(examples),
             batch_size=batch_size,
+            on_token=clock,
         )
         values = []
         for example, generation in zip(examples, generations, strict=True):
@@ -81,9 +105,32 @@ def score_model(
                 | values[-1]
             )
         result.scores[name] = aggregate(values)
+        result.speeds[name] = Speed(
+            seconds=time.perf_counter() - clock.started,
+            rows=len(examples),
+            input_tokens=sum(map(len, encoded)),
+            output_tokens=sum(len(generation.token_ids) for generation in generations),
+            first_token_seconds=clock.seconds,
+        )
     if held_out:
-        tell(f"  held-out loss on {sum(len(batch.ids) for batch in held_out)} rows")
+        rows = sum(len(batch.ids) for batch in held_out)
+        tell(f"  held-out loss on {rows} rows")
+        began = time.perf_counter()
         result.scores["held_out"] = held_out_loss(model, held_out)
+        tokens = sum(batch.num_tokens for batch in held_out)
+        result.speeds["held_out"] = Speed(time.perf_counter() - began, rows, tokens, 0, None)
     model.train(was_training)
     result.seconds = time.perf_counter() - started
     return result
+
+
+class _FirstToken:
+    """Notes when the first token arrives; called with every one."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: float | None = None
+
+    def __call__(self, row: int, token: int) -> None:
+        if self.seconds is None:
+            self.seconds = round(time.perf_counter() - self.started, 4)

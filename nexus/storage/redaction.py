@@ -1,9 +1,14 @@
-"""Secrets never reach a saved file: they are found by the name of their key and by their own shape."""
+"""Secrets never reach a saved file, a logger or a message.
+
+They are found by the name of their key, by their own shape, and as values of environment variables with such names.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 REDACTED = "<redacted>"
@@ -39,9 +44,13 @@ _SECRET_SHAPES = (
     ),
 )
 
+#: Shorter values of environment variables are words (`basic`, `none`), which may stand anywhere by chance.
+_SHORTEST_VALUE = 8
+
 _INTERPOLATION = re.compile(r"^\$\{[^}]*\}$")
 
 
+@lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
     """True if a value under this key is a secret.
 
@@ -56,7 +65,7 @@ def is_secret_key(key: str) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """Replace whatever has the shape of a secret.
+    """Replace whatever has the shape of a secret, and the values of environment variables that hold one.
 
     Args:
         text: a log line, a command line, a card.
@@ -64,9 +73,43 @@ def redact_text(text: str) -> str:
     Returns:
         The text with `<redacted>` in place of each secret.
     """
+    for secret in _environment_secrets():
+        text = text.replace(secret, REDACTED)
     for shape in _SECRET_SHAPES:
         text = shape.sub(lambda match: (match.group(1) if match.re.groups else "") + REDACTED, text)
     return text
+
+
+def _environment_secrets() -> list[str]:
+    """Values of variables such as `HF_TOKEN` and `WANDB_API_KEY`, longest first, since one may contain another."""
+    found = {value for name, value in os.environ.items() if len(value) >= _SHORTEST_VALUE and is_secret_key(name)}
+    return sorted(found, key=len, reverse=True)
+
+
+def redact_message(text: str, words: Sequence[str]) -> str:
+    """As `redact_text`, and without the secrets that stand in a command line that the text may repeat.
+
+    Args:
+        text: a message about the command line.
+        words: the command line; `token=VALUE`, `--token=VALUE` and `--token VALUE` hold secrets whatever their shape.
+
+    Returns:
+        The text with `<redacted>` in place of each secret.
+    """
+    for secret in sorted(_given_secrets(words), key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    return redact_text(text)
+
+
+def _given_secrets(words: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        key, equals, value = word.partition("=")
+        if not is_secret_key(key.lstrip("-+~")):
+            continue
+        given = value if equals else following if word.startswith("-") else ""
+        # an interpolation reveals nothing; three letters are no secret, and taking them out would spoil every word
+        if len(given) > 3 and not given.startswith("${"):
+            yield given
 
 
 def redact(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nexus.config.build import instantiate_dict, instantiate_node
+from nexus.config.build import instantiate_node
 from nexus.config.check import check
 from nexus.config.targets import node_problems, refused_targets, signature_of
 from nexus.errors import ConfigError, NexusError
@@ -130,9 +130,6 @@ def test_instantiate_gives_plain_containers_and_leaves_the_runs_arguments_alone(
     given = {"text": "${not.resolved}", "tensor": parameter}
     store = instantiate_node({"_target_": "nexus.types.Example", "id": "a", "source": "b"}, gold=given)
     assert store.gold is given
-    assert (
-        instantiate_dict({"a": None, "b": {"_target_": "nexus.types.Example", "id": "a", "source": "b"}})[0].id == "a"
-    )
 
 
 def test_a_value_that_the_constructor_refuses_is_a_users_mistake(tmp_path: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nexus.stages.tracker import TABLES
 from nexus.storage.locks import RunLock
 from tests.conftest import Finished
 from tests.integration.conftest import Trained, write_pairs
@@ -33,7 +34,8 @@ def test_run_folder(tools_run: Trained) -> None:
     assert {"config.yaml", "report.json", "metrics.csv", "loss.png", "status.json", "checkpoints", "package"} <= names
     assert json.loads((tools_run.folder / "status.json").read_text())["state"] == "finished"
     assert (tools_run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tools_run.home.iterdir() if not path.name.startswith(".")} == {"run"}
+    assert {path.name for path in tools_run.home.iterdir() if not path.name.startswith(".")} == {"run", "outputs"}
+    assert {path.name for path in (tools_run.home / "outputs").iterdir()} == {*TABLES, ".tables.lock"}
     assert "held-out scores" in tools_run.finished.output
     assert tools_run.finished.output.rstrip().endswith(str(tools_run.folder / "package"))
 
@@ -48,8 +50,8 @@ def test_report(report: dict[str, Any]) -> None:
     promised = {"method", "global_step", "tokens", "tokens_per_second", "peak_memory_bytes", "seconds", "seed"}
     assert promised <= set(train)
     assert (train["method"], train["seed"]) == ("sft", 42)
-    assert 1 <= train["global_step"] <= 10
-    assert train["tokens"] == report["data"]["tokens"] * train["global_step"]
+    assert train["global_step"] == 8  # sixteen rows, two a step
+    assert train["tokens"] == report["data"]["tokens"]
     assert math.isfinite(train["final_loss"])
     assert train["tokens_per_second"] > 0
     assert train["peak_memory_bytes"] > 4 * train["parameters"]
@@ -58,6 +60,16 @@ def test_report(report: dict[str, Any]) -> None:
     assert {"git_commit", "config_sha256", "data_sha256", "versions", "device"} <= set(provenance)
     assert len(provenance["config_sha256"]) == len(provenance["data_sha256"]) == 64
     assert {"torch", "transformers", "python"} <= set(provenance["versions"])
+
+
+def test_tables_say_what_the_report_says(tools_run: Trained, report: dict[str, Any]) -> None:
+    with (tools_run.home / "outputs" / "training_metrics.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert (row["success"], row["error"], row["run_id"]) == ("true", "", "../run")
+    assert int(row["steps"]) == report["train"]["global_step"]
+    assert int(row["samples"]) == report["data"]["rows"]
+    assert float(row["final_loss"]) == report["train"]["final_loss"]
+    assert row["config_sha256"] == report["provenance"]["config_sha256"]
 
 
 def test_metrics_end_where_the_report_does(tools_run: Trained, report: dict[str, Any]) -> None:
@@ -116,7 +128,10 @@ def test_package_scores_the_same_in_another_process(
     assert done.status == 0, done.errors
     assert "exact_match" in done.output
     assert json.loads((tmp_path / "scores.json").read_text())["scores"] == report["scores"]["after"]
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "scores.json"]
+    with (tmp_path / "outputs" / "test_details.csv").open() as file:
+        outcomes = [row["outcome"] for row in csv.DictReader(file)]
+    assert outcomes.count("passed") / len(outcomes) == report["scores"]["after"]["tools"]["exact_match"]["value"]
 
 
 def test_package_on_own_rows(door: Door, tools_run: Trained, tmp_path: Path) -> None:

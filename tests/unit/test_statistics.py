@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from nexus.evaluation.statistics import bootstrap_interval, paired_bootstrap, wilson_interval
+from nexus.evaluation.statistics import (
+    Z95,
+    bootstrap_interval,
+    paired_bootstrap,
+    student_quantile,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +109,20 @@ def test_paired_bootstrap_uses_the_pairing():
 def test_paired_bootstrap_refuses_other_prompts():
     with pytest.raises(ValueError, match="not the same prompts"):
         paired_bootstrap([0.0], [0.0, 1.0])
+
+
+#: Two-sided 95 % points as printed in Abramowitz and Stegun, table 26.10.
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 29: 2.045, 30: 2.042, 120: 1.980}
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), STUDENT.items())
+def test_student_quantile_equals_the_printed_table(freedom: int, quantile: float):
+    assert student_quantile(freedom) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_student_quantile_falls_to_the_normal_one():
+    values = [student_quantile(freedom) for freedom in (1, 2, 7, 50, 1000, 2000, 2001)]
+    assert values == sorted(values, reverse=True)
+    assert values[-2] == pytest.approx(Z95, abs=2e-3)
+    with pytest.raises(ValueError, match="0 degrees"):
+        student_quantile(0)

@@ -163,3 +163,23 @@ def test_text_with_userinfo_and_assignments() -> None:
     assert redaction.redact_text("logger.wandb.api_key=0123456789abcdef") == "logger.wandb.api_key=<redacted>"
     assert redaction.redact_text("hf_token=${oc.env:HF_TOKEN}") == "hf_token=${oc.env:HF_TOKEN}"
     assert redaction.redact_text("Authorization: Bearer abcdefghijkl") == "Authorization: Bearer <redacted>"
+
+
+def test_values_of_secret_variables_are_found_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "plain words only")
+    monkeypatch.setenv("MY_AUTH", "basic")  # too short to be one: it may stand anywhere by chance
+    monkeypatch.setenv("NEXUS_OUTPUT_DIR", "some/long/folder")
+    text = "url?q=plain words only; basic; some/long/folder"
+    assert redaction.redact_text(text) == "url?q=<redacted>; basic; some/long/folder"
+    assert redaction.redact({"project": ["plain words only"]}) == {"project": ["<redacted>"]}
+
+
+def test_messages_lose_the_secrets_of_the_command_line() -> None:
+    words = ["+a.hf_token=open sesame", "--password", "swordfish", "--api-key=1-2-3-4", "method.lr=0.001", "token=no"]
+    text = f"cannot read {' | '.join(words)}"
+    shown = redaction.redact_message(text, words)
+    assert shown == text.replace("open sesame", "<redacted>").replace("swordfish", "<redacted>").replace(
+        "1-2-3-4", "<redacted>"
+    )
+    assert redaction.redact_message("nothing", []) == "nothing"
+    assert redaction.redact_message("token=${oc.env:HF}", ["token=${oc.env:HF}"]) == "token=${oc.env:HF}"
