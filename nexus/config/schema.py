@@ -351,7 +351,7 @@ NODE_SETTINGS: dict[str, Any] = {
     "every_n_steps": Count,
     "keep": Count,
     "count": Count,
-    "steps": Count,
+    "count_steps": Count,
     "tolerance": Positive,
     "seconds_between_updates": Positive,
     "seconds_between_lines": Positive,

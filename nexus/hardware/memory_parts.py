@@ -22,14 +22,19 @@ FLOAT32 = 4
 _QUERY_KEY_NORM = frozenset({"qwen3", "gemma3", "gemma3_text", "olmo2"})
 _FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text"})
 
-Storage = Literal["fp32", "bf16", "nf4", "gptq4"]
+Storage = Literal["fp32", "bf16", "nf4", "nf4_single", "gptq4"]
 """How the weights of the linear layers are stored; embeddings, head and norms of a quantized model stay in 16 bits."""
 
-#: Bits per weight of a linear layer.
-#: nf4 (QLoRA, arXiv 2305.14314, section 3): a block of 64 weights has a scale of 8 bits, 256 scales share one of 32
-#: bits: 4 + 8/64 + 32/(64*256). GPTQ (arXiv 2210.17323) as its packages store it: a group of 128 weights has a scale
-#: of 16 and a zero point of 4 bits: 4 + 20/128.
-STORAGE_BITS: dict[str, float] = {"fp32": 32, "bf16": 16, "nf4": 4 + 8 / 64 + 32 / (64 * 256), "gptq4": 4 + 20 / 128}
+#: Bits per weight of a linear layer. nf4 (QLoRA, arXiv 2305.14314, section 3): a block of 64 weights has a scale of 8
+#: bits, 256 scales share one of 32; without double quantization a scale has 32. GPTQ (arXiv 2210.17323) as its packages
+#: store it: a group of 128 weights has a scale of 16 bits and a zero point of 4.
+STORAGE_BITS: dict[str, float] = {
+    "fp32": 32,
+    "bf16": 16,
+    "nf4": 4 + 8 / 64 + 32 / (64 * 256),
+    "nf4_single": 4 + 32 / 64,
+    "gptq4": 4 + (16 + 4) / 128,
+}
 
 OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "muon", "sgd"]
 
@@ -87,6 +92,8 @@ def cast_bytes(facts: ModelFacts, *, trains_base: bool, precision: str) -> int:
 def optimizer_bytes(facts: ModelFacts, *, trained: int, kind: OptimizerKind, trains_base: bool) -> int:
     """State that the optimizer keeps from step to step.
 
+    The 8-bit optimizers leave embeddings in 32 bits (arXiv 2110.02861, section 2.3).
+
     Args:
         facts: the model.
         trained: weights that are trained.
@@ -97,9 +104,11 @@ def optimizer_bytes(facts: ModelFacts, *, trained: int, kind: OptimizerKind, tra
         `OPTIMIZER_BYTES` per weight; for Muon one number of 32 bits per weight of the layers' matrices and AdamW's two
         for the rest, which is the embeddings.
     """
+    tables = embedding_parameters(facts) if trains_base else 0
     if kind == "muon":
-        tables = embedding_parameters(facts) if trains_base else 0
         return 4 * (trained - tables) + 8 * tables
+    if kind in ("adamw_8bit", "paged_adamw_8bit"):
+        return int((trained - tables) * OPTIMIZER_BYTES[kind]) + 8 * tables
     return int(trained * OPTIMIZER_BYTES[kind])
 
 
@@ -140,13 +149,39 @@ def layer_activation_bytes(facts: ModelFacts, *, precision: str, trains_base: bo
     return wide + 2 * (5 * hidden + 3 * queries + 2 * keys + 4 * inner + 7 * rank) + small
 
 
+def dora_activation_bytes(facts: ModelFacts, *, precision: str) -> tuple[int, int]:
+    """What autograd keeps of one decoder layer because of DoRA (arXiv 2402.09353), as PEFT 0.21 computes it.
+
+    Each adapted matrix keeps its own result and the adapter's, 2(A+2K+2D+2I) numbers of a token. And the norm of the
+    weights is taken through an identity matrix of in x in numbers: 5D^2 + A^2 + I^2, whatever the tokens.
+
+    Args:
+        facts: the decoder.
+        precision: `fp32` or `bf16`.
+
+    Returns:
+        Bytes per token, and bytes per layer.
+    """
+    hidden, inner = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.head_dim * facts.num_heads, facts.head_dim * facts.num_kv_heads
+    width = PRECISION_BYTES[precision]
+    return 2 * width * (queries + 2 * keys + 2 * hidden + 2 * inner), width * (5 * hidden**2 + queries**2 + inner**2)
+
+
 def stream_bytes(facts: ModelFacts, *, precision: str, trains_base: bool) -> int:
     """One token of the residual stream: what a checkpointed layer keeps."""
     return facts.hidden_size * (FLOAT32 if trains_base or precision == "fp32" else 2)
 
 
 def activation_bytes(
-    facts: ModelFacts, *, tokens: int, precision: str, trains_base: bool, rank: int, checkpointing: str
+    facts: ModelFacts,
+    *,
+    tokens: int,
+    precision: str,
+    trains_base: bool,
+    rank: int,
+    dora: bool,
+    checkpointing: str,
 ) -> tuple[int, int]:
     """What one micro-batch keeps for its backward pass, without the output head.
 
@@ -156,17 +191,21 @@ def activation_bytes(
         precision: `fp32` or `bf16`.
         trains_base: False with an adapter.
         rank: of the adapter; 0 without.
+        dora: whether the adapter is DoRA.
         checkpointing: `off`; `on` keeps each layer's input and computes the layer again (arXiv 1604.06174); `offload`
             keeps those inputs in the host's memory.
 
     Returns:
         Bytes on the device until the backward pass begins, and bytes on the host.
     """
-    layer = layer_activation_bytes(facts, precision=precision, trains_base=trains_base, rank=rank)
+    layer = tokens * layer_activation_bytes(facts, precision=precision, trains_base=trains_base, rank=rank)
+    if dora:
+        per_token, fixed = dora_activation_bytes(facts, precision=precision)
+        layer += tokens * per_token + fixed
     stream = stream_bytes(facts, precision=precision, trains_base=trains_base)
     ends = (3 if trains_base else 1) * stream  # embedding, final norm, its result; frozen ones keep the norm's input
     if checkpointing == "off":
-        return tokens * (facts.num_layers * layer + ends), 0
+        return facts.num_layers * layer + tokens * ends, 0
     inputs = tokens * facts.num_layers * stream
     return (inputs + tokens * ends, 0) if checkpointing == "on" else (2 * tokens * stream + tokens * ends, inputs)
 

@@ -26,6 +26,7 @@ class MemorySettings:
         trains_base: whether the base's own weights are trained.
         adapter_parameters: weights that an adapter adds; they are trained, in 32 bits.
         adapter_rank: rank of the adapter; 0 without.
+        dora: whether the adapter is DoRA.
         optimizer: kind of optimizer, a key of `memory_parts.OPTIMIZER_BYTES`.
         checkpointing: `off`, `on` or `offload`.
         micro_batch_tokens: tokens of the largest forward and backward pass, padding included.
@@ -48,6 +49,7 @@ class MemorySettings:
     trains_base: bool
     adapter_parameters: int
     adapter_rank: int
+    dora: bool
     optimizer: parts.OptimizerKind
     checkpointing: str
     micro_batch_tokens: int
@@ -212,7 +214,12 @@ def _moments(facts: ModelFacts, settings: MemorySettings) -> list[MemoryPhase]:
     earlier = [gradients] if settings.several_micro_batches else []
     tokens = settings.micro_batch_tokens
     kept, on_host = parts.activation_bytes(
-        facts, tokens=tokens, rank=settings.adapter_rank, checkpointing=settings.checkpointing, **shape
+        facts,
+        tokens=tokens,
+        rank=settings.adapter_rank,
+        dora=settings.dora,
+        checkpointing=settings.checkpointing,
+        **shape,
     )
     kept += 0 if settings.on_gpu else on_host
     what = {"off": "every layer", "on": "each layer's input", "offload": "layer inputs on the host"}
@@ -223,6 +230,9 @@ def _moments(facts: ModelFacts, settings: MemorySettings) -> list[MemoryPhase]:
     work = parts.backward_bytes(facts, tokens=tokens, **shape)
     if settings.checkpointing != "off":
         work += tokens * parts.layer_activation_bytes(facts, rank=settings.adapter_rank, **shape)
+        if settings.dora:
+            per_token, fixed = parts.dora_activation_bytes(facts, precision=settings.precision)
+            work += tokens * per_token + fixed
     backward = MemoryItem("backward pass", work, "gradients of activations, and with checkpointing one layer again")
     # The embedding's gradient is made as a whole table; where it is tied, the head's waits for it, and their sum is a
     # third one. Of all these one is counted among the gradients, unless those of an earlier micro-batch stand there.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -11,6 +11,12 @@ from nexus.errors import Problem
 from nexus.hardware.memory_parts import Storage
 from nexus.hardware.memory_plan import MemoryPlan, MemorySettings, format_bytes, plan_memory
 from nexus.types import ModelFacts
+
+#: What an out-of-memory message advises, where no plan can say by how much.
+KNOBS = (
+    "what helps most: hardware.gradient_checkpointing (more time), adapter=qlora or lora (fewer trained weights), a "
+    "lower data.max_seq_len (shorter rows)"
+)
 
 _MOST = 3  # suggestions
 _STEP = 64  # tokens
@@ -24,14 +30,14 @@ class Options:
     Attributes:
         adapters: options of the group `adapter`.
         optimizers: options of the group `optimizer`.
-        checkpointing: whether `hardware.gradient_checkpointing` is a setting.
+        checkpointing: values of `hardware.gradient_checkpointing` and what they mean to the plan (`on`, `offload`).
         lora_parameters: weights that `adapter=lora` adds to this model.
         lora_rank: its rank.
     """
 
     adapters: frozenset[str]
     optimizers: frozenset[str]
-    checkpointing: bool
+    checkpointing: Mapping[str, str]
     lora_parameters: int
     lora_rank: int
 
@@ -118,11 +124,10 @@ def _candidates(settings: MemorySettings, options: Options) -> Iterator[tuple[Me
 def _changes(options: Options) -> list[Change]:
     """What can be changed, mildest for the result first; the first three leave it (nearly) as it is."""
     changes = [Change("micro_batch", "hardware.micro_batch_tokens", _smaller_micro_batch)]
-    if options.checkpointing:
-        changes += [
-            Change("checkpointing", f"hardware.gradient_checkpointing={how}", partial(_checkpoint, how=how))
-            for how in ("on", "offload")
-        ]
+    changes += [
+        Change("checkpointing", f"hardware.gradient_checkpointing={value}", partial(_checkpoint, how=how))
+        for value, how in options.checkpointing.items()
+    ]
     changes.append(Change("scoring", "evaluation.batch_size", _fewer_answers))
     if "adamw_8bit" in options.optimizers:
         changes.append(Change("optimizer", "optimizer=adamw_8bit", _eight_bit))
@@ -163,7 +168,8 @@ def _eight_bit(settings: MemorySettings) -> MemorySettings | None:
 
 
 def _adapt(settings: MemorySettings, *, name: str, options: Options) -> MemorySettings | None:
-    if not settings.trains_base and (name == "lora" or settings.storage in ("nf4", "gptq4")):
+    plain_already = name == "lora" and not settings.dora
+    if not settings.trains_base and (plain_already or settings.storage not in ("fp32", "bf16")):
         return None
     added = settings.adapter_parameters or options.lora_parameters
     plain: Storage = "bf16" if settings.precision == "bf16" else "fp32"
@@ -173,6 +179,7 @@ def _adapt(settings: MemorySettings, *, name: str, options: Options) -> MemorySe
         storage="nf4" if name == "qlora" else plain,
         adapter_parameters=added,
         adapter_rank=settings.adapter_rank or options.lora_rank,
+        dora=False,
     )
 
 

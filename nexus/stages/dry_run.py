@@ -83,7 +83,8 @@ def _steps(config: dict[str, Any], rows: int | None) -> int | None:
     if rows is None:
         return most if method["epochs"] is None else None
     size = config["data"]["global_batch_size"]
-    return count_steps(rows, global_batch_size=size, epochs=method["epochs"], max_steps=most)
+    steps: int = count_steps(rows, global_batch_size=size, epochs=method["epochs"], max_steps=most)
+    return steps
 
 
 def _tell(console: Console, line: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from nexus.config.folders import groups
 from nexus.errors import NexusError
 from nexus.hardware.cost import DiskPlan, matmul_flops_per_second, plan_disk, training_flops
-from nexus.hardware.memory_parts import optimizer_bytes, weight_bytes
+from nexus.hardware.memory_parts import OptimizerKind, Storage, optimizer_bytes, weight_bytes
 from nexus.hardware.memory_plan import GIB, MemoryPlan, MemorySettings, plan_memory
 from nexus.hardware.memory_remedies import Options, memory_problem
 from nexus.hardware.probe import probe_host
@@ -19,7 +19,7 @@ from nexus.models.published import quantization
 from nexus.types import ModelFacts, TokenizedExample
 
 _EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, OptimizerKind] = {
     "torch.optim.AdamW": "adamw",
     "torch.optim.Adam": "adamw",
     "torch.optim.SGD": "sgd",
@@ -27,6 +27,8 @@ _OPTIMIZERS = {
     "bitsandbytes.optim.AdamW8bit": "adamw_8bit",
     "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
 }
+#: Values of `hardware.gradient_checkpointing` that can be advised.
+_CHECKPOINTING = {"true": "on", "offload": "offload"}
 #: Rank at which `adapter=lora` is offered; conf/adapter/lora.yaml.
 _OFFERED_RANK = 16
 
@@ -146,16 +148,38 @@ def largest_micro_batch(
     return max(lengths.longest, most if tokens is None else min(most, tokens)), several
 
 
-def optimizer_kind(target: str) -> str:
+def optimizer_kind(optimizer: Mapping[str, Any]) -> OptimizerKind:
     """What an optimizer's state weighs like.
 
     Args:
-        target: its `_target_`.
+        optimizer: node `method.optimizer`.
 
     Returns:
         A key of `memory_parts.OPTIMIZER_BYTES`; AdamW for one that the plan does not know, which is on the safe side.
     """
-    return _OPTIMIZERS.get(target, "adamw")
+    if optimizer.get("state_bits") == 8:
+        return "paged_adamw_8bit" if optimizer.get("paged") else "adamw_8bit"
+    return _OPTIMIZERS.get(optimizer["_target_"], "adamw")
+
+
+def storage_of(config: Mapping[str, Any], precision: str) -> Storage:
+    """How the linear layers' weights will lie in memory.
+
+    Args:
+        config: checked and resolved.
+        precision: of the computation.
+
+    Returns:
+        32 bits where they are trained themselves; else what they are quantized to, or the computation's precision.
+    """
+    adapter = config["adapter"]
+    if adapter["name"] == "none":
+        return "fp32"
+    if quantization(config["base_model"]["path"]) == "gptq":
+        return "gptq4"
+    if adapter["name"] == "qlora":
+        return "nf4" if adapter.get("double_quant", True) else "nf4_single"
+    return "bf16" if precision == "bf16" else "fp32"
 
 
 def memory_plan_of(
@@ -190,19 +214,18 @@ def memory_plan_of(
         global_batch_size=data["global_batch_size"],
         packing=data["packing"],
     )
-    quantized = {"gptq": "gptq4"}.get(quantization(config["base_model"]["path"]) or "")
-    frozen = quantized or ("nf4" if adapter["name"] == "qlora" else precision)
     answer = max((c["max_new_tokens"] for c in config["capabilities"].values()), default=0)
     prompt = max(1, round(lengths.longest * (1 - lengths.learned))) if lengths.learned < 1 else lengths.longest
     evaluation, prompts = config["evaluation"], config["scale"]["eval_prompts"]
     rows = min(evaluation["batch_size"], prompts or evaluation["batch_size"]) if answer else 0
     settings = MemorySettings(
         precision=precision,
-        storage=frozen if counts.adapter else "fp32",  # type: ignore[arg-type]
+        storage=storage_of(config, precision),
         trains_base=not counts.adapter,
         adapter_parameters=counts.adapter,
         adapter_rank=adapter["r"] if counts.adapter else 0,
-        optimizer=optimizer_kind(config["method"]["optimizer"]["_target_"]),  # type: ignore[arg-type]
+        dora=adapter["name"] == "dora",
+        optimizer=optimizer_kind(config["method"]["optimizer"]),
         checkpointing=checkpointing_of(hardware),
         micro_batch_tokens=tokens,
         longest_row=lengths.longest,
@@ -222,8 +245,9 @@ def memory_plan_of(
 
 
 def checkpointing_of(hardware: Mapping[str, Any]) -> str:
-    """`hardware.gradient_checkpointing`; `off` while that is no setting."""
-    return str(hardware.get("gradient_checkpointing", "off"))
+    """`hardware.gradient_checkpointing` in the plan's words; `off` where it is no setting."""
+    value = hardware.get("gradient_checkpointing", False)
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def memory_limit(config: Mapping[str, Any]) -> int | None:
@@ -253,7 +277,7 @@ def insist_on_fit(
     options = Options(
         adapters=frozenset(groups()["adapter"]),
         optimizers=frozenset(groups()["optimizer"]),
-        checkpointing="gradient_checkpointing" in config["hardware"],
+        checkpointing=_CHECKPOINTING if "gradient_checkpointing" in config["hardware"] else {},
         lora_parameters=lora_parameters(tensors, r=_OFFERED_RANK, target_modules="all-linear"),
         lora_rank=_OFFERED_RANK,
     )

@@ -147,6 +147,7 @@ def planned_peak(facts: ModelFacts, added: int, *, precision: str, lora: bool, c
         trains_base=not lora,
         adapter_parameters=added if lora else 0,
         adapter_rank=RANK if lora else 0,
+        dora=False,
         optimizer="adamw",
         checkpointing="on" if checkpointing else "off",
         micro_batch_tokens=ROWS * LENGTH,

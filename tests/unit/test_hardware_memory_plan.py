@@ -37,6 +37,7 @@ SETTINGS = MemorySettings(
     trains_base=False,
     adapter_parameters=100,
     adapter_rank=3,
+    dora=False,
     optimizer="adamw",
     checkpointing="off",
     micro_batch_tokens=64,
@@ -53,7 +54,8 @@ SETTINGS = MemorySettings(
     overhead_bytes=1_000,
     fragmentation=0.5,
 )
-EVERYTHING = Options(frozenset({"lora", "qlora"}), frozenset({"adamw_8bit"}), True, 600_000_000 // 50, 16)
+CHECKPOINTING = {"true": "on", "offload": "offload"}
+EVERYTHING = Options(frozenset({"lora", "qlora"}), frozenset({"adamw_8bit"}), CHECKPOINTING, 600_000_000 // 50, 16)
 LAYER = 4 * 2 * 8 + 2 * (5 * 8 + 3 * 8 + 2 * 4 + 4 * 16 + 7 * 3) + 4 * (2 + 2)  # bytes of a token
 LOSS = 32 * 50 * 6  # two chunks, a 32-bit and a 16-bit copy
 CACHE = 2 * 2 * 1 * 4 * 2 * 4 * 20
@@ -111,7 +113,8 @@ def test_optimizers() -> None:
 
     assert state("adamw") == 8_000
     assert state("sgd") == 0
-    assert state("adamw_8bit") == state("paged_adamw_8bit") == int(1_000 * (2 + 2 * 4 / 256))
+    assert state("adamw_8bit") == state("paged_adamw_8bit") == int(600 * (2 + 2 * 4 / 256)) + 8 * 400
+    assert state("adamw_8bit", base=False) == int(1_000 * (2 + 2 * 4 / 256))
     assert state("muon") == 4 * 600 + 8 * 400  # one number for the layers, two for the table
     assert state("muon", trained=100, base=False) == 400
 
@@ -153,17 +156,16 @@ def test_nf4_bytes_equal_bitsandbytes() -> None:
     assert stored == weight.numel() * parts.STORAGE_BITS["nf4"] / 8
 
 
-def kept_bytes(config: Any, *, tokens: int, precision: str, lora: bool) -> int:
+def kept_bytes(config: Any, *, tokens: int, precision: str, lora: bool, dora: bool) -> int:
     """Bytes of distinct storages that autograd keeps in a forward pass of the decoder, without weights and casts."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if lora and precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     if lora:
-        from nexus.models.adapters import apply_lora
+        from peft import LoraConfig, get_peft_model
 
-        model = apply_lora(
-            model, r=4, alpha=8, dropout=0.0, target_modules="all-linear", use_rslora=False, seed=0
-        ).get_base_model()
+        adapter = LoraConfig(r=4, target_modules="all-linear", use_dora=dora, task_type="CAUSAL_LM")
+        model = get_peft_model(model, adapter).get_base_model()
     shapes = {tuple(shape) for p in model.parameters() for shape in (p.shape, p.shape[::-1]) if p.ndim == 2}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
@@ -185,11 +187,11 @@ def kept_bytes(config: Any, *, tokens: int, precision: str, lora: bool) -> int:
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config, Gemma3TextConfig])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", ["full", "lora", "dora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("intermediate", "key_value_heads"), [(160, 4), (512, 2), (192, 1)])
+@pytest.mark.parametrize(("intermediate", "key_value_heads"), [(160, 4), (512, 1)])
 def test_activations_against_autograd(
-    kind: Any, lora: bool, precision: str, intermediate: int, key_value_heads: int
+    kind: Any, adapter: str, precision: str, intermediate: int, key_value_heads: int
 ) -> None:
     sizes: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 24}
     config = kind(vocab_size=97, intermediate_size=intermediate, num_key_value_heads=key_value_heads, **sizes)
@@ -198,16 +200,24 @@ def test_activations_against_autograd(
         num_kv_heads=key_value_heads, intermediate_size=intermediate,
     )  # fmt: skip
     planned, on_host = parts.activation_bytes(
-        facts, tokens=128, precision=precision, trains_base=not lora, rank=4 if lora else 0, checkpointing="off"
+        facts,
+        tokens=128,
+        precision=precision,
+        trains_base=adapter == "full",
+        rank=0 if adapter == "full" else 4,
+        dora=adapter == "dora",
+        checkpointing="off",
     )
-    measured = kept_bytes(config, tokens=128, precision=precision, lora=lora)
+    measured = kept_bytes(config, tokens=128, precision=precision, lora=adapter != "full", dora=adapter == "dora")
     assert on_host == 0
     assert 0.95 < planned / measured < 1.05, f"planned {planned}, autograd keeps {measured}"
 
 
 def test_checkpointed_activations() -> None:
     def kept(how: str) -> tuple[int, int]:
-        return parts.activation_bytes(FACTS, tokens=10, precision="fp32", trains_base=True, rank=0, checkpointing=how)
+        return parts.activation_bytes(
+            FACTS, tokens=10, precision="fp32", trains_base=True, rank=0, dora=False, checkpointing=how
+        )
 
     assert kept("on") == (10 * (2 * 8 * 4 + 3 * 8 * 4), 0)
     assert kept("offload") == (10 * (2 * 8 * 4 + 3 * 8 * 4), 10 * 2 * 8 * 4)
@@ -246,7 +256,7 @@ def changed(settings: MemorySettings, words: str) -> MemorySettings:
         elif key == "data.max_seq_len":
             settings = replace(settings, longest_row=int(value))
         elif key == "hardware.gradient_checkpointing":
-            settings = replace(settings, checkpointing=value)
+            settings = replace(settings, checkpointing={"true": "on"}.get(value, value))
         elif key == "optimizer":
             settings = replace(settings, optimizer=value)  # type: ignore[arg-type]
         elif key == "adapter":
@@ -282,7 +292,7 @@ def test_each_remedy_is_enough_and_not_more(gib: float) -> None:
 
 def test_only_what_can_be_chosen_is_suggested() -> None:
     plan = plan_memory(LARGE, HEAVY)
-    bare = Options(frozenset({"none", "lora"}), frozenset({"adamw"}), False, 12_000_000, 16)
+    bare = Options(frozenset({"none", "lora"}), frozenset({"adamw"}), {}, 12_000_000, 16)
     words = " ".join(remedies(plan, limit_bytes=14 * GIB, options=bare))
     assert "adapter=lora" in words
     assert not any(word in words for word in ("qlora", "checkpointing", "8bit"))
