@@ -117,6 +117,22 @@ def device_limit(config: dict[str, Any]) -> int:
     return limit - (int(hardware["overhead_gib"] * GIB) if device.kind == "cuda" else 0)
 
 
+def insist_on_device(config: dict[str, Any], prepared: Prepared) -> None:
+    """Refuse what does not fit a GPU that only this machine shows (`hardware.accelerator: auto`, no `memory_gib`).
+
+    Args:
+        config: checked and resolved.
+        prepared: facts and rows.
+
+    Raises:
+        NexusError: `E-MEM-01`.
+    """
+    if device_of(config)[0].kind == "cuda":
+        overhead = int(config["hardware"]["overhead_gib"] * GIB)
+        limit = device_limit(config) + overhead
+        planning.insist_on_fit(config, device_plan(config, prepared), prepared.tensors, limit_bytes=limit)
+
+
 def make_trainer(config: dict[str, Any], folder: Path, callbacks: list[Any], total_steps: int) -> Trainer:
     """Lightning's trainer: one device, no sanity checks, checkpoints by our own callback."""
     device, precision = device_of(config)

@@ -73,7 +73,8 @@ def card_rows(config: dict[str, Any]) -> int | None:
     counts = [card["rows"] if limit is None else min(card["rows"] or limit, limit) for card in cards]
     if None in counts:
         return None
-    return sum(round(count * card["weight"]) for count, card in zip(counts, cards, strict=True))
+    total: int = sum(round(count * card["weight"]) for count, card in zip(counts, cards, strict=True))
+    return total
 
 
 def _steps(config: dict[str, Any], rows: int | None) -> int | None:

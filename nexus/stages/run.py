@@ -103,6 +103,7 @@ def _train(run: Run, *, resume: bool) -> dict[str, Any]:
         torch.set_num_threads(config["hardware"]["threads"])
     torch.manual_seed(config["seed"])
     run.tell(corpus.describe())
+    assemble.insist_on_device(config, run.prepared)
     method = assemble.make_method(config, total_steps=corpus.num_steps)
     method.configure_model()
     data = NexusDataModule(corpus)
