@@ -21,16 +21,13 @@ def train(job: Job) -> Path | None:
 
         show(config)
         return None
-    from nexus.stages.dry_run import insist_on_fit
-    from nexus.stages.prepare import prepare
+    from nexus.stages.prepare import prepare_to_train
     from nexus.storage.run_folder import create_run_folder
 
     resume = config["resume"] is not None
     if resume and finished(Path(config["resume"])):
         return Path(config["resume"])
-    prepared = prepare(config)
-    prepared.corpus.setup("fit")
-    insist_on_fit(config, prepared.facts, row_tokens=prepared.corpus.mean_tokens)
+    prepared = prepare_to_train(config)
     folder = Path(config["resume"]).resolve() if resume else create_run_folder(folder_of(job), key="run_dir")
     from nexus.stages.run import train as run
 

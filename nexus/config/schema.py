@@ -222,6 +222,10 @@ class Hardware:
     micro_batch_size: Count
     micro_batch_tokens: Count | None
     memory_gib: Positive | None
+    overhead_gib: NotNegative
+    fragmentation: PartialShare
+    tflops: Positive | None
+    utilization: Share
     threads: Count | None
 
 
@@ -360,6 +364,8 @@ NODE_SETTINGS: dict[str, Any] = {
     "every_n_steps": Count,
     "keep": Count,
     "count": Count,
+    "count_steps": Count,
+    "tolerance": Positive,
     "seconds_between_updates": Positive,
     "seconds_between_lines": Positive,
 }

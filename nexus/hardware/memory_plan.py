@@ -1,20 +1,17 @@
-"""How much memory a run needs: arithmetic over facts and settings, before weights are read. No torch.
+"""How much memory a run needs, phase by phase, before weights are read. No torch.
 
-Activations follow the count of Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models"
-(arXiv 2205.05198, section 4), counted again for pre-norm decoders with RMS norms, grouped queries and a gated
-feed-forward part, as transformers runs them; tests compare it with the tensors that autograd really keeps.
+The peak of training is the largest of four moments of an optimizer step (from the second on, when the optimizer has its
+state): the loss of the last micro-batch, the start and the end of its backward pass, and the optimizer. What each part
+weighs stands in `memory_parts`. Tests compare the sum with every tensor that torch allocates in such steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from nexus.errors import Problem
+from nexus.hardware import memory_parts as parts
 from nexus.types import ModelFacts
-
-#: Bytes per number.
-PRECISION_BYTES = {"fp32": 4, "bf16": 2}
 
 GIB = 2**30
 
@@ -25,23 +22,49 @@ class MemorySettings:
 
     Attributes:
         precision: `fp32` or `bf16`, of the computation.
-        base_bits: bits per stored weight of a frozen base: 32, 16, 8 or 4.
-        train_base: whether the base's own weights are trained.
-        num_adapter_parameters: weights that an adapter adds; they are trained.
-        micro_batch_tokens: tokens of one forward and backward pass, padding included.
+        storage: of the linear layers' weights: `fp32`, `bf16`, `nf4` or `gptq4`.
+        trains_base: whether the base's own weights are trained.
+        adapter_parameters: weights that an adapter adds; they are trained, in 32 bits.
+        adapter_rank: rank of the adapter; 0 without.
+        dora: whether the adapter is DoRA.
+        optimizer: kind of optimizer, a key of `memory_parts.OPTIMIZER_BYTES`.
+        checkpointing: `off`, `on` or `offload`.
+        micro_batch_tokens: tokens of the largest forward and backward pass, padding included.
+        longest_row: tokens of the longest row, below which no micro-batch can be cut.
+        target_tokens: of `micro_batch_tokens`, those that are learned.
+        several_micro_batches: whether a step has more than one, so that gradients are there while the next computes.
         chunk_tokens: positions whose logits exist at the same time.
-        optimizer_state_numbers: numbers that the optimizer keeps per trained weight: 2 for AdamW.
-        checkpoint_activations: whether layers are computed again in the backward pass.
+        score_rows: answers at a time while scoring; 0 if nothing is answered.
+        score_tokens: prompt and answer of the longest of them.
+        prompt_tokens: of them, the prompt.
+        scores_after: whether the trained model is scored.
+        packages: whether a package is written and reopened.
+        on_gpu: whether the limit is a device's memory; on a processor, host and device are one.
+        overhead_bytes: of the process: the device's context, or interpreter and libraries.
+        fragmentation: share that the allocator wastes.
     """
 
     precision: str
-    base_bits: int
-    train_base: bool
-    num_adapter_parameters: int
+    storage: parts.Storage
+    trains_base: bool
+    adapter_parameters: int
+    adapter_rank: int
+    dora: bool
+    optimizer: parts.OptimizerKind
+    checkpointing: str
     micro_batch_tokens: int
+    longest_row: int
+    target_tokens: int
+    several_micro_batches: bool
     chunk_tokens: int
-    optimizer_state_numbers: int
-    checkpoint_activations: bool
+    score_rows: int
+    score_tokens: int
+    prompt_tokens: int
+    scores_after: bool
+    packages: bool
+    on_gpu: bool
+    overhead_bytes: int
+    fragmentation: float
 
 
 @dataclass(frozen=True)
@@ -60,31 +83,73 @@ class MemoryItem:
 
 
 @dataclass(frozen=True)
+class MemoryPhase:
+    """What lives together at the worst moment of a phase.
+
+    Attributes:
+        name: `score`, `train`, `score again` or `package`.
+        moment: when within it.
+        items: the lines.
+    """
+
+    name: str
+    moment: str
+    items: tuple[MemoryItem, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Sum of the lines."""
+        return sum(item.num_bytes for item in self.items)
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What a run will need.
 
     Attributes:
-        items: the lines, in the order in which they come into being.
+        phases: in the order of the run.
         facts: what it was made for.
         settings: what it was made with.
     """
 
-    items: tuple[MemoryItem, ...]
+    phases: tuple[MemoryPhase, ...]
     facts: ModelFacts
     settings: MemorySettings
 
     @property
+    def peak(self) -> MemoryPhase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.num_bytes)
+
+    @property
+    def train(self) -> MemoryPhase:
+        """The training phase."""
+        return next(phase for phase in self.phases if phase.name == "train")
+
+    @property
+    def resident_bytes(self) -> int:
+        """Weights of base and adapter, which are there before the first step."""
+        return sum(item.num_bytes for item in _weights(self.facts, self.settings))
+
+    @property
     def total_bytes(self) -> int:
-        """Sum of the lines."""
-        return sum(item.num_bytes for item in self.items)
+        """What must be free: the largest phase, what the allocator wastes on it, and the process itself."""
+        return int(self.peak.num_bytes * (1 + self.settings.fragmentation)) + self.settings.overhead_bytes
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Name, size and reason of each line and of the sum, ready to print."""
-        rows = [(item.name, format_bytes(item.num_bytes), item.reason) for item in self.items]
-        return [*rows, ("total", format_bytes(self.total_bytes), "")]
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Phase, name, size and reason of every line and of the sums, ready to print."""
+        rows = []
+        for phase in self.phases:
+            for index, item in enumerate(phase.items):
+                rows.append((phase.name if index == 0 else "", item.name, format_bytes(item.num_bytes), item.reason))
+            rows.append(("", "together", format_bytes(phase.num_bytes), phase.moment))
+        overhead, share = self.settings.overhead_bytes, self.settings.fragmentation
+        reason = f"the largest phase ({self.peak.name}), {100 * share:g} % for fragmentation, {format_bytes(overhead)} "
+        reason += "for the device's context" if self.settings.on_gpu else "for interpreter and libraries"
+        return [*rows, ("total", "", format_bytes(self.total_bytes), reason)]
 
 
-def format_bytes(num_bytes: int) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Size for people.
 
     Args:
@@ -96,154 +161,133 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def layer_activation_numbers(facts: ModelFacts) -> int:
-    """Numbers that autograd keeps per token and decoder layer.
-
-    Args:
-        facts: the decoder.
-
-    Returns:
-        Per RMS norm three of the hidden size (its input, the normalized value, the scaled one that the next
-        projections read); queries before and after rotation, the attention's result; keys twice and values; and of
-        the feed-forward part gate, its activation, up and their product.
-    """
-    norms = 2 * 3 * facts.hidden_size
-    attention = 3 * facts.head_dim * (facts.num_heads + facts.num_kv_heads)
-    return norms + attention + 4 * facts.intermediate_size
-
-
-def activation_bytes(facts: ModelFacts, settings: MemorySettings) -> int:
-    """Memory that one micro-batch keeps for its backward pass, without the output head.
-
-    Args:
-        facts: the decoder.
-        settings: the run.
-
-    Returns:
-        Bytes; with checkpointing the input of each layer plus one whole layer.
-    """
-    width = PRECISION_BYTES[settings.precision]
-    layer = layer_activation_numbers(facts)
-    if settings.checkpoint_activations:
-        per_token = facts.num_layers * facts.hidden_size + layer
-    else:
-        per_token = facts.num_layers * layer + 3 * facts.hidden_size
-    return settings.micro_batch_tokens * per_token * width
-
-
 def plan_memory(facts: ModelFacts, settings: MemorySettings) -> MemoryPlan:
-    """Add up what a training run needs.
+    """Add up what a run needs.
 
     Args:
         facts: the model.
         settings: the run.
 
     Returns:
-        The plan, line by line.
+        The plan, phase by phase.
     """
-    width = PRECISION_BYTES[settings.precision]
-    trained = settings.num_adapter_parameters + (facts.num_parameters if settings.train_base else 0)
-    # A quantized block of 64 weights carries one scale; double quantization (QLoRA, arXiv 2305.14314, section 3)
-    # stores it in 8 bits: 0.127 bits per weight.
-    base_bits = settings.base_bits + (0.127 if settings.base_bits == 4 else 0)
-    head_tokens = min(settings.chunk_tokens, settings.micro_batch_tokens)
-    kept = "one layer and each layer's input" if settings.checkpoint_activations else "every layer"
+    phases = [_scoring(facts, settings, again=False)] if settings.score_rows else []
+    phases.append(max(_moments(facts, settings), key=lambda phase: phase.num_bytes))
+    if settings.score_rows and settings.scores_after:
+        phases.append(_scoring(facts, settings, again=True))
+    if settings.packages and not settings.on_gpu:
+        phases.append(_packaging(facts, settings))
+    return MemoryPlan(tuple(phases), facts, settings)
+
+
+def _trained(facts: ModelFacts, settings: MemorySettings) -> int:
+    return settings.adapter_parameters + (facts.num_parameters if settings.trains_base else 0)
+
+
+def _weights(facts: ModelFacts, settings: MemorySettings) -> tuple[MemoryItem, ...]:
+    bits = parts.STORAGE_BITS[settings.storage]
+    size = parts.weight_bytes(facts, settings.storage)
+    told = f"{facts.num_parameters:,} weights of {bits:g} bits"
+    if settings.storage not in ("fp32", "bf16"):
+        told = f"{parts.linear_parameters(facts):,} weights of {bits:.3f} bits, embeddings and head in 16"
+    items = [MemoryItem("base weights", size, told)]
+    if settings.adapter_parameters:
+        count = settings.adapter_parameters
+        items.append(MemoryItem("adapter weights", 4 * count, f"{count:,} weights of 32 bits"))
+    return tuple(items)
+
+
+def _optimizer(facts: ModelFacts, settings: MemorySettings) -> MemoryItem:
+    trained = _trained(facts, settings)
+    size = parts.optimizer_bytes(facts, trained=trained, kind=settings.optimizer, trains_base=settings.trains_base)
+    return MemoryItem("optimizer", size, f"{settings.optimizer}: {size / max(1, trained):.3g} bytes per trained weight")
+
+
+def _moments(facts: ModelFacts, settings: MemorySettings) -> list[MemoryPhase]:
+    """The training phase as it stands at each moment that can be its peak."""
+    width, trained = 8 * parts.PRECISION_BYTES[settings.precision], _trained(facts, settings)
+    shape: Any = {"precision": settings.precision, "trains_base": settings.trains_base}
+    steady = [*_weights(facts, settings), _optimizer(facts, settings)]
+    if casts := parts.cast_bytes(facts, trains_base=settings.trains_base, precision=settings.precision):
+        steady.append(MemoryItem("16-bit copies", casts, "of the linear layers' weights, for the length of a step"))
+    gradients = MemoryItem("gradients", 4 * trained, f"{trained:,} trained weights of 32 bits")
+    earlier = [gradients] if settings.several_micro_batches else []
+    tokens = settings.micro_batch_tokens
+    kept, on_host = parts.activation_bytes(
+        facts,
+        tokens=tokens,
+        rank=settings.adapter_rank,
+        dora=settings.dora,
+        checkpointing=settings.checkpointing,
+        **shape,
+    )
+    kept += 0 if settings.on_gpu else on_host
+    what = {"off": "every layer", "on": "each layer's input", "offload": "layer inputs on the host"}
+    activations = MemoryItem(
+        "activations", kept, f"{tokens:,} tokens, {what[settings.checkpointing]}, {width} bits inside the layers"
+    )
+    table = facts.vocab_size * facts.hidden_size * parts.FLOAT32 if settings.trains_base else 0
+    work = parts.backward_bytes(facts, tokens=tokens, **shape)
+    if settings.checkpointing != "off":
+        work += tokens * parts.layer_activation_bytes(facts, rank=settings.adapter_rank, **shape)
+        if settings.dora:
+            per_token, fixed = parts.dora_activation_bytes(facts, precision=settings.precision)
+            work += tokens * per_token + fixed
+    backward = MemoryItem("backward pass", work, "gradients of activations, and with checkpointing one layer again")
+    # The embedding's gradient is made as a whole table; where it is tied, the head's waits for it, and their sum is a
+    # third one. Of all these one is counted among the gradients, unless those of an earlier micro-batch stand there.
+    extra = (2 if facts.tied else 0) + (1 if settings.several_micro_batches else 0)
+    tables = MemoryItem("embedding gradient", extra * table, "made as whole tables before they are added")
+    head = MemoryItem("head gradient", 2 * table, "in 32 bits, and once more scaled by the loss's share")
+    moments = (
+        ("the loss of the last micro-batch", [*earlier, activations, _loss(facts, settings)]),
+        ("the start of the last backward pass", [*earlier, activations, head]),
+        ("the first layers of the last backward pass", [*earlier, activations, backward]),
+        ("the end of the last backward pass", [gradients, tables]),
+    )
+    return [
+        MemoryPhase("train", moment, tuple(item for item in (*steady, *items) if item.num_bytes))
+        for moment, items in moments
+    ]
+
+
+def _loss(facts: ModelFacts, settings: MemorySettings) -> MemoryItem:
+    size = parts.loss_bytes(
+        facts,
+        positions=settings.target_tokens,
+        chunk=settings.chunk_tokens,
+        precision=settings.precision,
+        trains_base=settings.trains_base,
+    )
+    more = ", gradient and copy of the head" if settings.trains_base else ""
+    chunk = min(settings.chunk_tokens, settings.target_tokens)
+    return MemoryItem("loss", size, f"logits of {chunk:,} positions at a time, {facts.vocab_size:,} tokens{more}")
+
+
+def _scoring(facts: ModelFacts, settings: MemorySettings, *, again: bool) -> MemoryPhase:
+    width = 4 if settings.storage == "fp32" else 2
+    rows, tokens = settings.score_rows, settings.score_tokens
+    cache = parts.cache_bytes(facts, rows=rows, tokens=tokens, width=width)
+    prefill = parts.prefill_bytes(facts, rows=rows, tokens=settings.prompt_tokens, width=width)
+    items = [
+        *_weights(facts, settings),
+        MemoryItem("cache", cache, f"keys and values of {rows} answers of {tokens:,} tokens with their prompts"),
+        MemoryItem("prompts", prefill, f"one layer's work on {rows} prompts of {settings.prompt_tokens:,} tokens"),
+    ]
+    if again and not settings.on_gpu:
+        items.append(_optimizer(facts, settings))
+    return MemoryPhase("score again" if again else "score", "longest answers", tuple(items))
+
+
+def _packaging(facts: ModelFacts, settings: MemorySettings) -> MemoryPhase:
+    """Merging turns a quantized base into 16 bits; the package is opened once more to compare logits.
+
+    After training Lightning moves model and optimizer to the host, so a device has no part in it.
+    """
+    merged = parts.weight_bytes(facts, "fp32" if settings.storage == "fp32" else "bf16")
     items = (
-        MemoryItem(
-            "base weights",
-            int(facts.num_parameters * base_bits / 8),
-            f"{facts.num_parameters:,} weights of {base_bits:g} bits",
-        ),
-        MemoryItem(
-            "adapter weights",
-            settings.num_adapter_parameters * 4,
-            f"{settings.num_adapter_parameters:,} weights of 32 bits",
-        ),
-        MemoryItem("gradients", trained * 4, f"{trained:,} trained weights of 32 bits"),
-        MemoryItem(
-            "optimizer",
-            trained * 4 * settings.optimizer_state_numbers,
-            f"{settings.optimizer_state_numbers} numbers of 32 bits per trained weight",
-        ),
-        MemoryItem(
-            "activations",
-            activation_bytes(facts, settings),
-            f"{settings.micro_batch_tokens:,} tokens, {kept}, {8 * width} bits",
-        ),
-        MemoryItem(
-            "logits",
-            # logits, their softmax and the gradient of the logits, all in 32 bits
-            3 * head_tokens * facts.vocab_size * 4,
-            f"{head_tokens:,} positions at a time of {facts.vocab_size:,} tokens, three times in 32 bits",
-        ),
+        MemoryItem("merged weights", merged, "adapter folded in, 4-bit weights in 16 bits"),
+        MemoryItem("reopened package", merged, "to compare its logits"),
+        _optimizer(facts, settings),
     )
-    return MemoryPlan(items, facts, settings)
-
-
-def memory_problem(plan: MemoryPlan, *, limit_bytes: int, limit_key: str) -> Problem | None:
-    """Whether a plan fits, and if not, what to change.
-
-    Args:
-        plan: the result of `plan_memory`.
-        limit_bytes: what may be used.
-        limit_key: dotted key of the setting behind the limit.
-
-    Returns:
-        None if it fits, else E-MEM-01 with the overrides that make it fit, the mildest first.
-    """
-    if plan.total_bytes <= limit_bytes:
-        return None
-    biggest = max(plan.items, key=lambda item: item.num_bytes)
-    remedies = _remedies(plan, limit_bytes)
-    return Problem(
-        "E-MEM-01",
-        limit_key,
-        f"the run needs {format_bytes(plan.total_bytes)}, the limit is {format_bytes(limit_bytes)}; most goes to "
-        f"{biggest.name} ({format_bytes(biggest.num_bytes)}: {biggest.reason})",
-        "; or ".join(remedies) if remedies else "choose a smaller base_model",
-    )
-
-
-def _remedies(plan: MemoryPlan, limit_bytes: int) -> list[str]:
-    """Overrides, each enough by itself, cheapest for the result first."""
-    settings = plan.settings
-    found = []
-    tokens = _largest_that_fits(plan, limit_bytes, field="micro_batch_tokens", step=64)
-    if tokens:
-        found.append(f"hardware.micro_batch_tokens={tokens}")
-    chunk = _largest_that_fits(plan, limit_bytes, field="chunk_tokens", step=16)
-    if chunk:
-        found.append(f"method.module.chunk_size={chunk}")
-    if settings.train_base:
-        # An adapter of rank 16 on every projection is about two percent of the weights; a frozen base lies in the
-        # precision of the computation.
-        bits = 8 * PRECISION_BYTES[settings.precision]
-        adapted = replace(
-            settings,
-            train_base=False,
-            base_bits=min(bits, settings.base_bits),
-            num_adapter_parameters=plan.facts.num_parameters // 50,
-        )
-        frozen = plan_memory(plan.facts, adapted)
-        if frozen.total_bytes <= limit_bytes:
-            found.append("adapter=lora")
-        elif not found:
-            tokens = _largest_that_fits(frozen, limit_bytes, field="micro_batch_tokens", step=64)
-            found += [f"adapter=lora hardware.micro_batch_tokens={tokens}"] if tokens else []
-    return found
-
-
-def _largest_that_fits(plan: MemoryPlan, limit_bytes: int, *, field: str, step: int) -> int:
-    """Largest multiple of `step` below the present value of a setting with which the plan fits; 0 if none does."""
-
-    def fits(steps: int) -> bool:
-        changed: dict[str, Any] = {field: steps * step}
-        settings = replace(plan.settings, **changed)
-        return plan_memory(plan.facts, settings).total_bytes <= limit_bytes
-
-    # The total grows with the setting, so halving the interval finds the border.
-    low, high = 0, getattr(plan.settings, field) // step + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * step
+    return MemoryPhase("package", "comparing the reopened package", items)

@@ -6,6 +6,7 @@ method and callback, and eight micro-batches of one row train exactly like one m
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nexus.errors import NexusError
 from nexus.functional.packing import split_micro_batch
+from nexus.hardware.memory_remedies import KNOBS
 from nexus.models.adapters import apply_adapter
 from nexus.models.loader import load_model
 from nexus.types import LossOutput, MicroBatch
+
+log = logging.getLogger(__name__)
 
 #: Share of the steps in which `wsd` decays.
 _WSD_DECAY = 0.2
@@ -99,6 +103,7 @@ class Method(LightningModule):
         self.total_steps = total_steps
         self.seed = seed
         self.model: nn.Module | None = None
+        self._halved = False  # whether lack of memory was told
         self.tokens_seen = 0  # real tokens consumed so far, part of the checkpoint
         self.step_metrics: dict[str, Tensor] = {}  # of the last step, on the device until somebody logs them
 
@@ -179,12 +184,23 @@ class Method(LightningModule):
                         "E-MEM-02",
                         f"a single row of {longest.num_tokens} tokens does not fit the memory",
                         where=longest.ids[0],
-                        remedy="lower data.max_seq_len, choose adapter=lora, or a smaller base_model",
+                        remedy=f"{KNOBS}; or a smaller base_model",
                         status=75,
                     ) from error
+                self._tell_halving(batch)
                 batch = [half for micro_batch in batch for half in split_micro_batch(micro_batch)]
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _tell_halving(self, batch: list[MicroBatch]) -> None:
+        """Say it the first time: a step that is begun twice takes twice as long, every time."""
+        if not self._halved:
+            tokens = max(micro_batch.input_ids.numel() for micro_batch in batch)
+            log.warning(
+                "W-MEM-02  a micro-batch of %d tokens did not fit the memory; it is halved and the step begun again. "
+                "hardware.micro_batch_tokens=%d avoids that; %s", tokens, tokens // 2, KNOBS,
+            )  # fmt: skip
+        self._halved = True
 
     def _accumulate(self, batch: list[MicroBatch]) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}

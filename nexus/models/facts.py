@@ -6,9 +6,11 @@ starts. Header format: 8 bytes little-endian length, that many bytes of JSON, th
 
 Signatures:
     resolve_model(path, revision) -> Path
+    is_here(path, revision) -> bool
     read_config(folder) -> dict
     read_tensors(folder) -> dict[str, StoredTensor]
     read_facts(folder) -> ModelFacts
+    facts_of(*, config, tensors, path, where) -> ModelFacts
     refuse_remote_code(config, trust_remote_code=, where=) -> None
 """
 
@@ -109,6 +111,23 @@ def resolve_model(path: str, revision: str | None) -> Path:
         return _from_hub(path, revision)
     siblings = [str(folder.parent / p.name) for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
     raise _missing(path, siblings)
+
+
+def is_here(path: str, revision: str | None) -> bool:
+    """Whether a model can be read without the network.
+
+    Args:
+        path: as in `resolve_model`.
+        revision: as in `resolve_model`.
+
+    Returns:
+        True for a folder, and for a hub model whose files lie in the hub's cache.
+    """
+    if path.startswith("asset:") or Path(path).expanduser().exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
 
 
 def _missing(path: str, candidates: list[str]) -> NexusError:
@@ -340,14 +359,14 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     )
 
 
-def _number(config: Mapping[str, Any], *names: str, where: Path) -> int:
+def _number(config: Mapping[str, Any], *names: str, where: str) -> int:
     for name in names:
         if isinstance(config.get(name), int):
             return int(config[name])
     raise NexusError(
         "E-MOD-02",
         f"config.json has no number {' or '.join(names)}",
-        where=str(where),
+        where=where,
         remedy="give a decoder's config.json as save_pretrained writes it",
     )
 
@@ -364,10 +383,27 @@ def read_facts(folder: Path) -> ModelFacts:
     Raises:
         NexusError: as `read_config` and `read_tensors`.
     """
-    config = read_config(folder)
-    tensors = read_tensors(folder)
+    return facts_of(
+        config=read_config(folder), tensors=read_tensors(folder), path=str(folder), where=str(folder / "config.json")
+    )
+
+
+def facts_of(*, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], path: str, where: str) -> ModelFacts:
+    """Facts from a config and the headers of its tensors.
+
+    Args:
+        config: as `read_config` gives it.
+        tensors: as `read_tensors` gives them.
+        path: where the weights are.
+        where: place of the config, for messages.
+
+    Returns:
+        The facts.
+
+    Raises:
+        NexusError: `E-MOD-02` for a config that lacks a number.
+    """
     text = config.get("text_config", config)
-    where = folder / "config.json"
     heads = _number(text, "num_attention_heads", "n_head", where=where)
     hidden = _number(text, "hidden_size", "n_embd", where=where)
     kv_heads = text.get("num_key_value_heads")
@@ -380,7 +416,7 @@ def read_facts(folder: Path) -> ModelFacts:
     rows = [t.shape[0] for name, t in tensors.items() if name.endswith(_EMBEDDINGS)]
     window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
     return ModelFacts(
-        path=str(folder),
+        path=path,
         model_type=config["model_type"],
         num_parameters=sum(by_dtype.values()),
         parameters_by_dtype=dict(by_dtype),

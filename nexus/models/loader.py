@@ -7,6 +7,7 @@ Signatures:
     load_model(*, path, architecture, revision, trust_remote_code, seed, dtype, attn="segment") -> PreTrainedModel
     load_config(*, path, architecture, revision, trust_remote_code) -> PretrainedConfig
     model_facts(*, path, architecture, revision) -> ModelFacts
+    architecture_tensors(architecture) -> dict[str, StoredTensor]
     load_tokenizer: see nexus.models.tokenizer
 """
 
@@ -24,8 +25,9 @@ from torch import nn
 from nexus.errors import NexusError
 from nexus.models.attention import NAME as SEGMENT
 from nexus.models.attention import SegmentsUnsupportedError, enable_segments
-from nexus.models.facts import read_config, read_facts, read_tensors, refuse_remote_code, resolve_model
+from nexus.models.facts import StoredTensor, read_config, read_facts, read_tensors, refuse_remote_code, resolve_model
 from nexus.models.head import probe_head
+from nexus.models.published import refuse_missing_reader
 from nexus.types import ModelFacts
 
 log = logging.getLogger(__name__)
@@ -130,6 +132,7 @@ def load_config(
     raw = read_config(folder)
     where = str(folder / "config.json")
     refuse_remote_code(raw, trust_remote_code=trust_remote_code, where=where)
+    refuse_missing_reader((raw.get("quantization_config") or {}).get("quant_method"), where=where)
     if trust_remote_code and "auto_map" in raw:
         _insist_on_pin(path, revision)
     else:
@@ -235,6 +238,31 @@ def _refuse_nan(model: nn.Module, folder: Path) -> None:
                 )
 
 
+def _meta_model(config: Any) -> nn.Module:
+    """The model of a config without memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def architecture_tensors(architecture: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Names and shapes of a model that will start from random weights; a tied head is left out.
+
+    Args:
+        architecture: as in `load_model`.
+
+    Returns:
+        Tensors by name, in 32 bits.
+
+    Raises:
+        NexusError: as `load_config`.
+    """
+    model = _meta_model(load_config(path=None, architecture=architecture, revision=None, trust_remote_code=False))
+    return {name: StoredTensor("F32", tuple(p.shape), "") for name, p in model.named_parameters()}
+
+
 def model_facts(*, path: str | None, architecture: Mapping[str, Any] | None, revision: str | None) -> ModelFacts:
     """Facts of a folder, or of an architecture as it would be made (counted without memory on the meta device).
 
@@ -251,12 +279,8 @@ def model_facts(*, path: str | None, architecture: Mapping[str, Any] | None, rev
     """
     if path is not None:
         return read_facts(resolve_model(path, revision))
-    from transformers import AutoModelForCausalLM
-
     config = load_config(path=None, architecture=architecture, revision=None, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    count = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for p in _meta_model(config).parameters())
     text = config.get_text_config()
     heads = text.num_attention_heads
     return ModelFacts(

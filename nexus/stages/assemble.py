@@ -10,11 +10,14 @@ from lightning.pytorch import Trainer
 
 from nexus.callbacks.checkpoint import AtomicCheckpointIO
 from nexus.config.build import instantiate_node
-from nexus.data.corpus import Corpus
 from nexus.data.template import encode_prompts
+from nexus.hardware.memory_plan import GIB, MemoryPlan
 from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
+from nexus.hardware.usage import memory_in_use_bytes
 from nexus.methods.base import Method
 from nexus.models.loader import load_model
+from nexus.stages import planning
+from nexus.stages.prepare import Prepared
 
 
 def device_of(config: dict[str, Any]) -> tuple[Device, str]:
@@ -72,9 +75,9 @@ def checkpoint_folder(config: dict[str, Any], folder: Path) -> Path:
     return Path(root) / folder.name if root else folder / "checkpoints"
 
 
-def make_callbacks(config: dict[str, Any], folder: Path, corpus: Corpus, tokenizer: Any) -> list[Any]:
-    """Callbacks by name, each with what only the run knows: its files, its prompts."""
-    capabilities = config["capabilities"]
+def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared) -> list[Any]:
+    """Callbacks by name, each with what only the run knows: its files, its prompts, its memory plan."""
+    capabilities, corpus, tokenizer = config["capabilities"], prepared.corpus, prepared.tokenizer
     examples = {name: corpus.eval_prompts(name) for name in capabilities}
     prompts = {
         example.id: ids
@@ -90,9 +93,45 @@ def make_callbacks(config: dict[str, Any], folder: Path, corpus: Corpus, tokeniz
             "tokenizer": tokenizer,
             "max_new_tokens": max((c["max_new_tokens"] for c in capabilities.values()), default=1),
         },
+        "memory_probe": {"plan": device_plan(config, prepared), "limit_bytes": device_limit(config)},
     }
     nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
     return [instantiate_node(node, **from_run.get(name, {})) for name, node in nodes.items()]
+
+
+def device_plan(config: dict[str, Any], prepared: Prepared) -> MemoryPlan:
+    """The memory plan of a run whose corpus was read, for the device and number format that it really has."""
+    device, precision = device_of(config)
+    counts = planning.count_parameters(prepared.facts, config["adapter"], prepared.tensors)
+    lengths = planning.RowLengths.of(prepared.corpus.rows)
+    return planning.memory_plan_of(
+        config, prepared.facts, counts, lengths, precision=precision, on_gpu=device.kind == "cuda"
+    )
+
+
+def device_limit(config: dict[str, Any]) -> int:
+    """Bytes that tensors may take: `hardware.memory_gib` or all of the device, less what is not tensors on a GPU; on a
+    processor this process counts as a whole, with what it holds already."""
+    hardware, device = config["hardware"], device_of(config)[0]
+    own = 0 if device.kind == "cuda" else memory_in_use_bytes()
+    limit = device.free_bytes + own if hardware["memory_gib"] is None else int(hardware["memory_gib"] * GIB)
+    return limit - (int(hardware["overhead_gib"] * GIB) if device.kind == "cuda" else 0)
+
+
+def insist_on_device(config: dict[str, Any], prepared: Prepared) -> None:
+    """Refuse what does not fit a GPU that only this machine shows (`hardware.accelerator: auto`, no `memory_gib`).
+
+    Args:
+        config: checked and resolved.
+        prepared: facts and rows.
+
+    Raises:
+        NexusError: `E-MEM-01`.
+    """
+    if device_of(config)[0].kind == "cuda":
+        overhead = int(config["hardware"]["overhead_gib"] * GIB)
+        limit = device_limit(config) + overhead
+        planning.insist_on_fit(config, device_plan(config, prepared), prepared.tensors, limit_bytes=limit)
 
 
 def make_trainer(

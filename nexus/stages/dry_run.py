@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,123 +9,16 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from nexus.config.check import config_yaml
+from nexus.data.corpus import CorpusSample, count_steps
 from nexus.data.masked_sample import masked_sample
-from nexus.errors import NexusError
-from nexus.hardware.memory_plan import MemoryPlan, MemorySettings, format_bytes, memory_problem, plan_memory
-from nexus.hardware.probe import probe_host
-from nexus.models.facts import StoredTensor, read_tensors, resolve_model
-from nexus.stages.prepare import prepare
+from nexus.hardware.memory_plan import MemoryPlan, format_bytes
+from nexus.models.facts import is_here
+from nexus.models.published import published_config, quantization
+from nexus.stages import planning
+from nexus.stages.planning import Counts, RowLengths
+from nexus.stages.prepare import SAMPLE_ROWS, base_facts, base_tensors, prepare, refuse_frozen_base
 from nexus.storage.redaction import redact
 from nexus.types import ModelFacts
-
-_SAMPLE_ROWS = 64
-_EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Parameters of a run.
-
-    Attributes:
-        total: of the base model.
-        trainable: weights that receive a gradient.
-        adapter: of them, those that the adapter adds.
-    """
-
-    total: int
-    trainable: int
-    adapter: int
-
-
-def lora_parameters(tensors: Mapping[str, StoredTensor], *, r: int, target_modules: str | list[str]) -> int:
-    """Weights that LoRA adds, from the headers: r * (in + out) for every matched matrix.
-
-    Args:
-        tensors: headers by name.
-        r: rank.
-        target_modules: `all-linear`, or endings of layer names.
-
-    Returns:
-        The count, equal to PEFT's.
-    """
-    total = 0
-    for name, tensor in tensors.items():
-        layer = name.removesuffix(".weight")
-        if len(tensor.shape) != 2 or layer == name or any(part in layer for part in _EMBEDDINGS):
-            continue
-        if target_modules == "all-linear" or layer.rsplit(".", 1)[-1] in target_modules:
-            total += r * sum(tensor.shape)
-    return total
-
-
-def count_parameters(facts: ModelFacts, adapter: Mapping[str, Any]) -> Counts:
-    """Total and trainable parameters of a folder of weights under an adapter."""
-    if adapter["name"] == "none":
-        return Counts(total=facts.num_parameters, trainable=facts.num_parameters, adapter=0)
-    tensors = read_tensors(resolve_model(facts.path, None))
-    added = lora_parameters(tensors, r=adapter["r"], target_modules=adapter["target_modules"])
-    return Counts(total=facts.num_parameters, trainable=added, adapter=added)
-
-
-def memory_plan_of(config: dict[str, Any], facts: ModelFacts, counts: Counts, *, row_tokens: float) -> MemoryPlan:
-    """Memory that one run needs.
-
-    Args:
-        config: checked and resolved.
-        facts: of the base model.
-        counts: its parameters.
-        row_tokens: mean tokens of a row.
-
-    Returns:
-        The plan.
-    """
-    hardware = config["hardware"]
-    rows = min(hardware["micro_batch_size"], config["data"]["global_batch_size"])
-    tokens = int(rows * row_tokens)
-    if hardware["micro_batch_tokens"]:
-        tokens = min(tokens, hardware["micro_batch_tokens"])
-    precision = "bf16" if hardware["precision"] == "bf16" else "fp32"
-    settings = MemorySettings(
-        precision=precision,
-        base_bits=16 if counts.adapter and precision == "bf16" else 32,
-        train_base=not counts.adapter,
-        num_adapter_parameters=counts.adapter,
-        micro_batch_tokens=tokens,
-        chunk_tokens=config["method"]["module"]["chunk_size"],
-        optimizer_state_numbers=2,
-        checkpoint_activations=False,
-    )
-    return plan_memory(facts, settings)
-
-
-def memory_limit(config: dict[str, Any]) -> tuple[int, str]:
-    """Bytes that a run may use and the setting behind them: the configured limit, or this host's free memory."""
-    gib = config["hardware"]["memory_gib"]
-    if gib is not None:
-        return int(gib * 2**30), "hardware.memory_gib"
-    return probe_host().available_bytes, "hardware.memory_gib"
-
-
-def insist_on_fit(config: dict[str, Any], facts: ModelFacts, *, row_tokens: float) -> MemoryPlan:
-    """The memory plan, refused if it does not fit.
-
-    Args:
-        config: checked and resolved.
-        facts: of the base model.
-        row_tokens: mean tokens of a row.
-
-    Returns:
-        The plan.
-
-    Raises:
-        NexusError: `E-MEM-01` with the overrides that make it fit.
-    """
-    plan = memory_plan_of(config, facts, count_parameters(facts, config["adapter"]), row_tokens=row_tokens)
-    limit, key = memory_limit(config)
-    problem = memory_problem(plan, limit_bytes=limit, limit_key=key)
-    if problem is not None:
-        raise NexusError(problem.code, problem.message, where=problem.key, remedy=problem.remedy)
-    return plan
 
 
 def show(config: dict[str, Any]) -> None:
@@ -140,65 +30,112 @@ def show(config: dict[str, Any]) -> None:
     Raises:
         NexusError: whatever the model's folder, the data or the plan shows to be wrong.
     """
-    console = Console()
-    prepared = prepare(config)
-    corpus, facts = prepared.corpus, prepared.facts
-    sample = corpus.sample(_SAMPLE_ROWS)
-    row_tokens = sum(len(row.input_ids) for row in sample.rows) / len(sample.rows)
-    counts = count_parameters(facts, config["adapter"])
-    plan = insist_on_fit(config, facts, row_tokens=row_tokens)
+    console, base_model = Console(), config["base_model"]
+    refuse_frozen_base(quantization(base_model["path"]), config["adapter"])
+    facts = base_facts(base_model)
+    tensors = base_tensors(base_model, facts)
+    planning.refuse_hopeless(config, facts, tensors)
+    source = base_model["tokenizer"] or base_model["path"]
+    known = published_config(source) is not None and not is_here(source, base_model["revision"])
+    sample: CorpusSample | None = None
+    if not known:
+        prepared = prepare(config)
+        sample = prepared.corpus.sample(SAMPLE_ROWS)
+    lengths = RowLengths.at_most(config["data"]["max_seq_len"]) if sample is None else RowLengths.of(sample.rows)
+    counts = planning.count_parameters(facts, config["adapter"], tensors)
+    plan = planning.memory_plan_of(config, facts, counts, lengths)
+    planning.insist_on_fit(config, plan, tensors, limit_bytes=planning.memory_limit(config))
     # Printed only now: an error should not stand below a page of settings.
     console.print(Syntax(config_yaml(config, redact=redact), "yaml", background_color="default"))
-    console.rule("one row as the model sees it (learned tokens in green)")
-    console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
+    if sample is not None:
+        console.rule("one row as the model sees it (learned tokens in green)")
+        console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
     console.rule("plan")
-    steps = corpus.steps_of(sample.total_rows)
-    method, adapter = config["method"]["name"], config["adapter"]["name"]
-    console.print(
-        f"phase 1 of 1: method {method}, adapter {adapter}, view {config['method']['view']}: about "
-        f"{sample.total_rows:,} rows of {row_tokens:.0f} tokens, {steps:,} steps of "
-        f"{config['data']['global_batch_size']} rows",
-        highlight=False,
-    )
+    if sample is None:
+        _tell(console, f"{source} is not on this machine, and a dry run downloads nothing: the plan is made from its "
+              f"published config.json, with rows of data.max_seq_len={lengths.longest} tokens")  # fmt: skip
+    rows = card_rows(config) if sample is None else sample.total_rows
+    steps = _steps(config, rows)
+    _show_run(console, config, lengths, rows=rows, steps=steps)
     share = 100 * counts.trainable / (counts.total + counts.adapter)
-    console.print(f"parameters: {counts.total:,}, trainable {counts.trainable:,} ({share:.2f} %)", highlight=False)
-    table = Table("memory", "size", "because")
+    _tell(console, f"parameters: {counts.total:,}, trainable {counts.trainable:,} ({share:.2f} %)")
+    _show_memory(console, config, plan)
+    _show_cost(console, config, facts, counts, plan, lengths, steps)
+    _tell(console, "dry run: nothing was written")
+
+
+def card_rows(config: dict[str, Any]) -> int | None:
+    """Training rows as the dataset cards state them; None if own files or a card leave the number open."""
+    if config["data"]["train"]:
+        return None
+    sources = [capability["sources"] for capability in config["capabilities"].values()] + [config["data"]["sources"]]
+    cards = [card for named in sources for card in named.values() if "train" in card["roles"]]
+    limit = config["scale"]["rows_per_source"]
+    counts = [card["rows"] if limit is None else min(card["rows"] or limit, limit) for card in cards]
+    if None in counts:
+        return None
+    total: int = sum(round(count * card["weight"]) for count, card in zip(counts, cards, strict=True))
+    return total
+
+
+def _steps(config: dict[str, Any], rows: int | None) -> int | None:
+    """Optimizer steps of the phase; None if the number of rows decides and is not known."""
+    method = config["method"]
+    most: int | None = method["max_steps"] or config["scale"]["max_steps"]
+    if rows is None:
+        return most if method["epochs"] is None else None
+    size = config["data"]["global_batch_size"]
+    steps: int = count_steps(rows, global_batch_size=size, epochs=method["epochs"], max_steps=most)
+    return steps
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_run(
+    console: Console, config: dict[str, Any], lengths: RowLengths, *, rows: int | None, steps: int | None
+) -> None:
+    method, adapter = config["method"]["name"], config["adapter"]["name"]
+    many = "an unknown number of" if rows is None else f"about {rows:,}"
+    length = f"{steps:,} steps" if steps is not None else "steps"
+    _tell(
+        console,
+        f"phase 1 of 1: method {method}, adapter {adapter}, view {config['method']['view']}: {many} rows of "
+        f"{lengths.mean:.0f} tokens, {length} of {config['data']['global_batch_size']} rows",
+    )
+
+
+def _show_memory(console: Console, config: dict[str, Any], plan: MemoryPlan) -> None:
+    table = Table("phase", "memory", "size", "because")
     for row in plan.rows():
         table.add_row(*row)
     console.print(table)
-    weights = facts.num_parameters * 4
-    checkpoint = config["callbacks"]["checkpoint"]
-    kept = checkpoint["keep"] if checkpoint else 0
-    disk = counts.trainable * 12 * kept + weights + counts.adapter * 4
-    tokens = steps * config["data"]["global_batch_size"] * row_tokens
-    seconds = training_flops(facts, counts, tokens) / matmul_flops_per_second() / _EFFICIENCY
-    console.print(
-        f"disk: about {format_bytes(disk)} (checkpoints and package)\n"
-        f"time: about {seconds / 60:.1f} minutes for {tokens:,.0f} tokens, if this machine's processor trains "
-        f"(its measured matrix speed times {_EFFICIENCY:.2f}; scoring not counted)",
-        highlight=False,
+    limit = planning.memory_limit(config)
+    if limit is None:
+        _tell(console, "limit: the device's free memory when the run starts (hardware.memory_gib sets another)")
+    else:
+        _tell(console, f"limit: {format_bytes(limit)} ({100 * plan.total_bytes / limit:.0f} % planned)")
+
+
+def _show_cost(
+    console: Console,
+    config: dict[str, Any],
+    facts: ModelFacts,
+    counts: Counts,
+    plan: MemoryPlan,
+    lengths: RowLengths,
+    steps: int | None,
+) -> None:
+    disk = planning.disk_plan_of(config, facts, counts, plan, steps or 0)
+    _tell(
+        console,
+        f"disk: at most {format_bytes(disk.total_bytes)} (checkpoints {format_bytes(disk.checkpoints)}, package "
+        f"{format_bytes(disk.package)}, logs {format_bytes(disk.logs)})",
     )
-    console.print("dry run: nothing was written", highlight=False)
-
-
-#: Share of the processor's matrix speed that a training step of a small decoder reaches (one run of nexus_tiny).
-_EFFICIENCY = 0.65
-
-
-def training_flops(facts: ModelFacts, counts: Counts, tokens: float) -> float:
-    """Arithmetic of training: 6 per weight and token, 4 where the base is frozen (no weight gradients)."""
-    return (4 if counts.adapter else 6) * facts.num_parameters * tokens
-
-
-def matmul_flops_per_second() -> float:
-    """Speed of float32 matrix products on this processor, measured for about 0.1 s."""
-    import numpy as np
-
-    size = 512
-    a = np.ones((size, size), dtype=np.float32)
-    a @ a
-    started, rounds = time.perf_counter(), 0
-    while time.perf_counter() - started < 0.1:
-        a @ a
-        rounds += 1
-    return 2 * size**3 * rounds / (time.perf_counter() - started)
+    if steps is None:
+        _tell(console, "time: not known, since the number of rows is not")
+        return
+    tokens = steps * config["data"]["global_batch_size"] * lengths.mean
+    seconds, because = planning.training_seconds(config, facts, counts, tokens)
+    _tell(console, f"time: about {seconds / 60:.1f} minutes for {tokens:,.0f} tokens ({because})")

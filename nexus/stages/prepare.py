@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nexus.config.folders import data_file
 from nexus.data.corpus import OWN_SOURCES, Corpus
 from nexus.errors import NexusError
-from nexus.models.facts import read_facts, resolve_model
+from nexus.models.facts import StoredTensor, read_facts, resolve_model
+from nexus.models.published import (
+    model_tensors,
+    published_config,
+    published_facts,
+    quantization,
+    refuse_missing_reader,
+)
 from nexus.models.tokenizer import load_tokenizer
-from nexus.types import ModelFacts
+from nexus.stages import planning
+from nexus.types import ModelFacts, TokenizedExample
+
+#: Rows of each source that are tokenized for an estimate of the lengths.
+SAMPLE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -19,11 +31,13 @@ class Prepared:
 
     Attributes:
         facts: of the base model.
+        tensors: its headers.
         tokenizer: of the base model.
         corpus: its rows, not read yet.
     """
 
     facts: ModelFacts
+    tensors: Mapping[str, StoredTensor]
     tokenizer: Any
     corpus: Corpus
 
@@ -41,6 +55,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         NexusError: `E-MOD-*`, `E-TOK-*` or `E-LEN-03`.
     """
     facts = base_facts(config["base_model"])
+    tensors = base_tensors(config["base_model"], facts)
     tokenizer = make_tokenizer(config, facts)
     limit = facts.max_position_embeddings
     if config["data"]["max_seq_len"] > limit:
@@ -50,16 +65,94 @@ def prepare(config: dict[str, Any]) -> Prepared:
             where="data.max_seq_len",
             remedy=f"data.max_seq_len={limit}",
         )
-    return Prepared(facts, tokenizer, make_corpus(config, tokenizer))
+    return Prepared(facts, tensors, tokenizer, make_corpus(config, tokenizer))
+
+
+def prepare_to_train(config: dict[str, Any]) -> Prepared:
+    """As `prepare`, with the corpus read, and the memory plan checked before each step that takes long.
+
+    Before anything is downloaded, what cannot fit with the shortest rows is refused; before the corpus is tokenized,
+    what cannot fit with rows like its first ones; then the real lengths count.
+
+    Args:
+        config: checked and resolved, plain containers.
+
+    Returns:
+        Facts, tokenizer and corpus.
+
+    Raises:
+        NexusError: as `prepare`, `refuse_unloadable` and `Corpus.setup`; `E-MEM-01` for a run that does not fit.
+    """
+    base_model, limit = config["base_model"], planning.memory_limit(config)
+    refuse_unloadable(base_model, config["adapter"])
+    facts = base_facts(base_model)
+    planning.refuse_hopeless(config, facts, base_tensors(base_model, facts))
+    prepared = prepare(config)
+    counts = planning.count_parameters(facts, config["adapter"], prepared.tensors)
+
+    def check(rows: Sequence[TokenizedExample]) -> None:
+        plan = planning.memory_plan_of(config, facts, counts, planning.RowLengths.of(rows))
+        planning.insist_on_fit(config, plan, prepared.tensors, limit_bytes=limit)
+
+    check(prepared.corpus.sample(SAMPLE_ROWS).rows)
+    prepared.corpus.setup("fit")
+    check(prepared.corpus.rows)
+    return prepared
 
 
 def base_facts(base_model: dict[str, Any]) -> ModelFacts:
-    """Facts of the base model; an architecture is counted without memory (this imports torch)."""
+    """Facts of the base model: counted without memory for an architecture (this imports torch), from the published
+    config for a hub model that is known here, else from the folder's headers (a hub model is downloaded)."""
     if base_model["architecture"]:
         from nexus.models.loader import model_facts
 
         return model_facts(path=None, architecture=base_model["architecture"], revision=None)
+    if published_config(base_model["path"]) is not None:
+        return published_facts(base_model["path"])
     return read_facts(resolve_model(base_model["path"], base_model["revision"]))
+
+
+def base_tensors(base_model: dict[str, Any], facts: ModelFacts) -> Mapping[str, StoredTensor]:
+    """Names and shapes of the base model's tensors.
+
+    Args:
+        base_model: settings of `conf/base_model`.
+        facts: what `base_facts` made of them.
+
+    Returns:
+        Tensors by name.
+    """
+    if base_model["architecture"]:
+        from nexus.models.loader import architecture_tensors
+
+        return architecture_tensors(base_model["architecture"])
+    return model_tensors(facts.path)
+
+
+def refuse_unloadable(base_model: dict[str, Any], adapter: dict[str, Any]) -> None:
+    """Refuse quantized weights that cannot be trained or read here, before they are downloaded.
+
+    Args:
+        base_model: settings of `conf/base_model`.
+        adapter: settings of `conf/adapter`.
+
+    Raises:
+        NexusError: `E-MOD-16` without an adapter, `E-DEP-03` if a package is missing that reads such weights.
+    """
+    method = quantization(base_model["path"])
+    refuse_frozen_base(method, adapter)
+    refuse_missing_reader(method, where="base_model.path")
+
+
+def refuse_frozen_base(method: str | None, adapter: dict[str, Any]) -> None:
+    """`E-MOD-16` if weights quantized by `method` are to be trained themselves."""
+    if method is not None and adapter["name"] == "none":
+        raise NexusError(
+            "E-MOD-16",
+            f"the weights are quantized ({method}) and cannot be trained themselves",
+            where="base_model.path",
+            remedy="adapter=lora trains an adapter on them; or choose the model's 16-bit version",
+        )
 
 
 def make_tokenizer(config: dict[str, Any], facts: ModelFacts) -> Any:

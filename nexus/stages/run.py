@@ -16,10 +16,12 @@ import torch
 from rich.console import Console
 
 from nexus.callbacks.checkpoint import checkpoints
+from nexus.callbacks.memory_probe import MemoryProbe
 from nexus.callbacks.metrics_csv import read_metrics
 from nexus.config.check import config_sha256, config_yaml
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
+from nexus.hardware.memory_plan import format_bytes
 from nexus.hardware.usage import peak_memory_bytes
 from nexus.methods.base import Method
 from nexus.models.attention import packing_support
@@ -124,6 +126,7 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         torch.set_num_threads(config["hardware"]["threads"])
     torch.manual_seed(config["seed"])
     run.tell(corpus.describe())
+    assemble.insist_on_device(config, run.prepared)
     method = assemble.make_method(config, total_steps=corpus.num_steps)
     method.configure_model()
     data = NexusDataModule(corpus)
@@ -136,7 +139,7 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     before = _score_before(run, method, data)
     if not found:
         log_scores(run.loggers, "before", before, step=0)
-    seconds = _fit(run, method, data, resume=resume)
+    seconds, memory = _fit(run, method, data, resume=resume)
     after = Scoring()
     if config["evaluation"]["after"]:
         run.status("scoring")
@@ -149,6 +152,7 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         "status": "finished",
         "scores": {"before": before, "after": plain_scores(after.scores)},
         "train": _train_section(run, method, seconds),
+        "memory": memory,
         "data": corpus.summary(),
         "package": None,
         "provenance": origin,
@@ -200,10 +204,10 @@ def _score(run: Run, method: Method, data: NexusDataModule, when: str) -> Scorin
     return scoring
 
 
-def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool) -> float:
-    """Train, from the newest checkpoint if there is one to resume; returns the seconds that it took."""
+def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool) -> tuple[float, dict[str, Any] | None]:
+    """Train, from the newest checkpoint if there is one to resume; returns seconds, and what the memory probe found."""
     config, folder, corpus = run.config, run.folder, run.prepared.corpus
-    callbacks = assemble.make_callbacks(config, folder, corpus, run.prepared.tokenizer)
+    callbacks = assemble.make_callbacks(config, folder, run.prepared)
     trainer = assemble.make_trainer(config, folder, callbacks, corpus.num_steps, run.loggers)
     found = checkpoints(assemble.checkpoint_folder(config, folder)) if resume else []
     run.status("training", f"from step {found[-1][0]}" if found else "")
@@ -223,7 +227,8 @@ def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool) -> fl
         raise NexusError(
             "E-INT-01", f"training ended after {trainer.global_step} of {corpus.num_steps} steps", where=str(folder)
         )
-    return time.perf_counter() - started
+    probes = [callback.result for callback in callbacks if isinstance(callback, MemoryProbe)]
+    return time.perf_counter() - started, next(iter(probes), None)
 
 
 def _train_section(run: Run, method: Method, seconds: float) -> dict[str, Any]:
@@ -307,6 +312,11 @@ def _print_end(run: Run, report: dict[str, Any]) -> None:
         f"{train['global_step']} steps, {train['tokens']:,} tokens at {train['tokens_per_second']:,.0f} tokens/s, "
         f"{report['seconds']:.0f} s in all"
     )
+    if memory := report["memory"]:
+        run.tell(
+            f"memory of the first {memory['steps']} steps: {format_bytes(memory['measured_bytes'])}, planned "
+            f"{format_bytes(memory['planned_bytes'])}"
+        )
     run.tell(f"report   {run.folder / 'report.json'}")
     if report["package"]:
         run.tell(f"package  {run.folder / report['package']['path']}")

@@ -93,14 +93,14 @@ def config(model: Path, steps: int) -> dict[str, Any]:
 
 
 def read_corpus(model: Path, steps: int) -> tuple[dict[str, Any], Any]:
-    """Settings, and the corpus of the embedded tools rows."""
+    """Settings, and what `prepare` made of them: the corpus of the embedded tools rows is read."""
     from nexus.stages.prepare import prepare
 
     settings = config(model, steps)
-    corpus = prepare(settings).corpus
-    corpus.setup("fit")
-    assert len(corpus.rows) == ROWS_PER_STEP * steps
-    return settings, corpus
+    prepared = prepare(settings)
+    prepared.corpus.setup("fit")
+    assert len(prepared.corpus.rows) == ROWS_PER_STEP * steps
+    return settings, prepared
 
 
 def run_nexus(model: Path, steps: int, folder: Path) -> dict[str, float]:
@@ -117,13 +117,13 @@ def run_nexus(model: Path, steps: int, folder: Path) -> dict[str, float]:
             clock.end_step()
             clock.targets.append(sum(micro_batch.num_target_tokens for micro_batch in batch))
 
-    settings, corpus = read_corpus(model, steps)
+    settings, prepared = read_corpus(model, steps)
     method = assemble.make_method(settings, total_steps=steps)
     method.configure_model()
     method.train()
-    callbacks = assemble.make_callbacks(settings, folder, corpus, corpus.tokenizer)
+    callbacks = assemble.make_callbacks(settings, folder, prepared)
     trainer = assemble.make_trainer(settings, folder, [*callbacks, Watch()], steps)
-    trainer.fit(method, datamodule=NexusDataModule(corpus))
+    trainer.fit(method, datamodule=NexusDataModule(prepared.corpus))
     return clock.result(float(method.step_metrics["train/loss"]))
 
 
@@ -135,7 +135,7 @@ def run_loop(model: Path, steps: int, folder: Path) -> dict[str, float]:
     from nexus.data.collate import collate_micro_batch
 
     clock = Clock()
-    _, corpus = read_corpus(model, steps)
+    corpus = read_corpus(model, steps)[1].corpus
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, fused=True
@@ -166,7 +166,7 @@ def run_trl(model: Path, steps: int, folder: Path, *, fair: bool = True, **chang
         # the only use in that module: whether positions without a label are left out of the head
         trl.trainer.utils._use_triton = lambda device: True
     clock = Clock()
-    _, corpus = read_corpus(model, steps)
+    corpus = read_corpus(model, steps)[1].corpus
     rows = []
     for row in corpus.rows:
         labels = [token if counts else -100 for token, counts in zip(row.input_ids, row.loss_mask, strict=True)]

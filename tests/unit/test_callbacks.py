@@ -21,12 +21,16 @@ from lightning.pytorch.loggers import CSVLogger
 
 import nexus.callbacks
 from nexus.callbacks.checkpoint import AtomicCheckpointIO, StepCheckpoint, checkpoints
+from nexus.callbacks.memory_probe import MemoryProbe
 from nexus.callbacks.metrics_csv import COLUMNS, MetricsCsv, read_metrics
 from nexus.callbacks.progress import TrainingProgress
 from nexus.callbacks.samples import Samples
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
+from nexus.hardware.memory_plan import MemoryPlan, MemorySettings, plan_memory
+from nexus.hardware.usage import memory_in_use_bytes, peak_memory_bytes, reset_peak_memory
 from nexus.methods.sft import SFT
+from nexus.models.loader import model_facts
 from tests import small
 from tests.conftest import REPOSITORY
 
@@ -52,11 +56,29 @@ def make_samples(folder: Path, **changes: Any) -> Samples:
     return Samples(**({"every_n_steps": 2, "count": 2, "max_new_tokens": 3} | given | changes))
 
 
+def make_probe(folder: Path, **changes: Any) -> MemoryProbe:
+    given: dict[str, Any] = {"count_steps": 2, "tolerance": 0.5, "plan": small_plan(), "limit_bytes": None}
+    return MemoryProbe(**(given | changes))
+
+
+def small_plan(tokens: int = 1_000) -> MemoryPlan:
+    """The memory plan of the small model."""
+    facts = model_facts(path=None, architecture=small.ARCHITECTURE, revision=None)
+    settings = MemorySettings(
+        precision="fp32", storage="fp32", trains_base=True, adapter_parameters=0, adapter_rank=0, dora=False,
+        optimizer="adamw", checkpointing="off", micro_batch_tokens=tokens, longest_row=100, target_tokens=tokens // 2,
+        several_micro_batches=True, chunk_tokens=16, score_rows=0, score_tokens=0, prompt_tokens=0, scores_after=False,
+        packages=False, on_gpu=False, overhead_bytes=0, fragmentation=0.0,
+    )  # fmt: skip
+    return plan_memory(facts, settings)
+
+
 MAKERS: dict[type[Callback], Callable[..., Callback]] = {
     StepCheckpoint: make_checkpoint,
     MetricsCsv: make_metrics,
     TrainingProgress: make_progress,
     Samples: make_samples,
+    MemoryProbe: make_probe,
 }
 every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=[kind.__name__ for kind in MAKERS])
 
@@ -310,3 +332,56 @@ def test_an_object_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="pickle"):
         AtomicCheckpointIO().save_checkpoint({"generator": (i for i in ())}, tmp_path / "step=00000001.ckpt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_probe_measures_what_training_adds(corpus: Any, tmp_path: Path) -> None:
+    probe = make_probe(tmp_path)
+    train(corpus, tmp_path, [probe], steps=3)
+    assert probe.result is not None
+    found = probe.result
+    assert found["measured_since"] == "the first step"
+    assert found["steps"] == 2
+    assert 0 < found["micro_batch_tokens"] <= 2 * max(len(row.input_ids) for row in corpus.rows)
+    assert found["before_bytes"] < found["planned_bytes"]
+    assert found["before_bytes"] <= found["measured_bytes"] < found["before_bytes"] + 2**28
+    assert found["ratio"] == pytest.approx(found["measured_bytes"] / found["planned_bytes"], abs=1e-3)
+    assert found["expected_bytes"] >= found["measured_bytes"]
+
+
+def test_a_run_that_will_not_fit_ends_after_two_steps(corpus: Any, tmp_path: Path) -> None:
+    """The first micro-batches are small, the plan knows of much larger ones, and the limit is the present size."""
+    probe = make_probe(tmp_path, plan=small_plan(tokens=2_000_000), limit_bytes=memory_in_use_bytes() + 2**26)
+    seen: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            seen.append(trainer.global_step)
+
+    with pytest.raises(NexusError) as caught:
+        train(corpus, tmp_path, [probe, Count()], steps=6)
+    assert seen == [0, 1]
+    error = caught.value
+    assert (error.code, error.status, error.where) == ("E-MEM-03", 75, "hardware.memory_gib")
+    for knob in ("hardware.micro_batch_tokens", "gradient_checkpointing", "adapter=qlora", "data.max_seq_len"):
+        assert knob in error.remedy
+
+
+def test_the_probe_warns_of_a_wrong_plan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    probe = make_probe(tmp_path, tolerance=0.1)
+    probe._from_here = True
+    common = {"expected_bytes": 0, "ratio": 1.5, "micro_batch_tokens": 1, "largest_micro_batch_tokens": 1}
+    probe.judge(common | {"measured_bytes": 2**30, "planned_bytes": 2**30 + 2**26})
+    assert not caplog.records
+    probe.judge(common | {"measured_bytes": 3 * 2**30, "planned_bytes": 2 * 2**30})
+    assert "W-MEM-03" in caplog.text
+
+
+def test_the_peak_begins_again() -> None:
+    held = torch.ones(2**27 // 4)  # 128 MiB, every page written
+    before = peak_memory_bytes()
+    del held
+    assert reset_peak_memory()
+    assert peak_memory_bytes() < before - 2**26
+    held = torch.ones(2**27 // 4)
+    assert peak_memory_bytes() > memory_in_use_bytes() - 2**20
+    assert held.sum() == 2**25

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,8 +15,18 @@ import pytest
 from omegaconf import OmegaConf
 
 from nexus.errors import NexusError
+from nexus.hardware.memory_plan import MemoryPlan
 from nexus.models.facts import read_facts, read_tensors
-from nexus.stages.dry_run import count_parameters, insist_on_fit, lora_parameters, memory_plan_of
+from nexus.stages.planning import (
+    RowLengths,
+    count_parameters,
+    insist_on_fit,
+    largest_micro_batch,
+    lora_parameters,
+    memory_limit,
+    memory_plan_of,
+)
+from nexus.types import ModelFacts, TokenizedExample
 from tests.conftest import REPOSITORY
 
 COMMON = {
@@ -57,15 +66,14 @@ def test_lora_counts_from_headers_equal_peft(name: str, targets: Any, tmp_path: 
     )
     model.save_pretrained(tmp_path)
     facts = read_facts(tmp_path)
-    full = count_parameters(facts, {"name": "none"})
+    headers = read_tensors(tmp_path)
+    full = count_parameters(facts, {"name": "none"}, headers)
     assert full.total == full.trainable == parameter_counts(model).total
     adapter = {"name": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": targets, "use_rslora": False}
-    counts = count_parameters(facts, adapter)
+    counts = count_parameters(facts, adapter, headers)
     adapted = apply_adapter(model, adapter, seed=0)
     assert adapted.get_nb_trainable_parameters() == (counts.trainable, counts.total + counts.adapter)
-    assert (
-        counts.adapter == counts.trainable == lora_parameters(read_tensors(tmp_path), r=4, target_modules=targets) > 0
-    )
+    assert counts.adapter == counts.trainable == lora_parameters(headers, r=4, target_modules=targets) > 0
 
 
 #: conf/adapter/lora.yaml
@@ -117,56 +125,90 @@ def huge(tmp_path: Path) -> Path:
 
 
 def composed(cfg: Any, *overrides: str) -> dict[str, Any]:
-    config = cfg("+capability=tools", "hardware=rtx5080_16gb", *overrides)
-    config.base_model.path = "somewhere"
-    container: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    return {name: container[name] for name in ("adapter", "hardware", "data", "method")}
+    config = cfg(
+        "+capability=tools", "hardware=rtx5080_16gb", "base_model=custom", "base_model.path=no/where", *overrides
+    )
+    container: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return container
+
+
+def plan_of(config: dict[str, Any], facts: ModelFacts, headers: Any, lengths: RowLengths) -> MemoryPlan:
+    return memory_plan_of(config, facts, count_parameters(facts, config["adapter"], headers), lengths)
+
+
+def refusal(config: dict[str, Any], facts: ModelFacts, headers: Any, lengths: RowLengths) -> NexusError:
+    with pytest.raises(NexusError) as caught:
+        insist_on_fit(config, plan_of(config, facts, headers, lengths), headers, limit_bytes=memory_limit(config))
+    return caught.value
 
 
 def test_a_model_too_large_for_16_gb_is_refused(cfg: Any, huge: Path) -> None:
-    facts = read_facts(huge)
+    facts, headers = read_facts(huge), read_tensors(huge)
     assert 8.1e9 < facts.num_parameters < 8.3e9
     for adapter in ("none", "lora"):
-        with pytest.raises(NexusError) as caught:
-            insist_on_fit(composed(cfg, f"adapter={adapter}"), facts, row_tokens=512)
-        error = caught.value
+        config = composed(cfg, f"adapter={adapter}")
+        error = refusal(config, facts, headers, RowLengths.at_most(512))
         assert (error.code, error.status, error.where) == ("E-MEM-01", 64, "hardware.memory_gib")
         assert "14.00 GiB" in error.message
-        assert error.remedy == "choose a smaller base_model"
     # under an adapter the weights alone take 8.2e9 * 2 / 2**30 = 15.26 GiB
-    plan = memory_plan_of(composed(cfg, "adapter=lora"), facts, count_parameters(facts, LORA), row_tokens=512)
-    assert plan.rows()[0][:2] == ("base weights", "15.26 GiB")
+    plan = plan_of(composed(cfg, "adapter=lora"), facts, headers, RowLengths.at_most(512))
+    assert plan.train.items[0].name == "base weights"
+    assert plan.rows()[0][2] == "15.26 GiB"
 
 
-def test_the_remedy_of_a_refusal_fits(cfg: Any, huge: Path) -> None:
-    """Less than half as many layers train with LoRA and short micro-batches only, and that is what the error says."""
+def test_the_remedies_of_a_refusal_fit(cfg: Any, huge: Path) -> None:
+    """Every suggestion, typed as overrides of the real configuration, makes a plan that fits."""
     config = json.loads((huge / "config.json").read_text()) | {"num_hidden_layers": 16}
     (huge / "config.json").write_text(json.dumps(config))
-    facts = read_facts(huge)
-    kept = {n: t for n, t in read_tensors(huge).items() if ".layers." not in n or int(n.split(".")[2]) < 16}
-    facts = replace(facts, num_parameters=sum(t.count for t in kept.values()))
-    with pytest.raises(NexusError) as caught:
-        insist_on_fit(composed(cfg), facts, row_tokens=256)
-    remedy = caught.value.remedy
-    assert re.fullmatch(r"adapter=lora hardware\.micro_batch_tokens=\d+", remedy)
-    with pytest.raises(NexusError):
-        insist_on_fit(composed(cfg, "adapter=lora", "hardware.micro_batch_tokens=4096"), facts, row_tokens=2048)
-    config = composed(cfg, *remedy.split())
-    tokens = config["hardware"]["micro_batch_tokens"]
-    plan = insist_on_fit(config, facts, row_tokens=2048)
-    assert plan.settings.micro_batch_tokens == tokens
-    assert 0.9 * 14 * 2**30 < plan.total_bytes < 14 * 2**30
+    headers = {n: t for n, t in read_tensors(huge).items() if ".layers." not in n or int(n.split(".")[2]) < 16}
+    facts = replace(read_facts(huge), num_parameters=sum(t.count for t in headers.values()))
+    lengths = RowLengths(mean=600.0, spread=200.0, longest=1000, learned=0.6)
+    error = refusal(composed(cfg), facts, headers, lengths)
+    suggestions = error.remedy.split("; or ")
+    assert suggestions
+    for words in suggestions:
+        assert "adapter=" in words, "full training of 4 B weights cannot fit"
+        config = composed(cfg, *words.split())
+        shorter = replace(lengths, longest=min(lengths.longest, config["data"]["max_seq_len"]))
+        plan = plan_of(config, facts, headers, shorter)
+        assert plan.total_bytes <= 14 * 2**30, words
+        insist_on_fit(config, plan, headers, limit_bytes=memory_limit(config))
 
 
-def test_the_planned_micro_batch(cfg: Any, huge: Path) -> None:
-    """Rows of the micro-batch times their length, but at most `hardware.micro_batch_tokens`."""
-    facts = read_facts(huge)
-    config = composed(cfg, "adapter=lora")
-    counts = count_parameters(facts, config["adapter"])
-    plans = [memory_plan_of(config, facts, counts, row_tokens=length) for length in (100.5, 2048)]
-    assert [plan.settings.micro_batch_tokens for plan in plans] == [804, 4096]
-    config["data"]["global_batch_size"] = 3
-    assert memory_plan_of(config, facts, counts, row_tokens=100).settings.micro_batch_tokens == 300
+def test_the_planned_micro_batch() -> None:
+    """Rows of the micro-batch and three deviations of their sum; at most the limit, at least the longest row."""
+    lengths = RowLengths(mean=100.0, spread=20.0, longest=180, learned=0.5)
+    common: dict[str, Any] = {"rows": 9, "global_batch_size": 9, "packing": True}
+    assert largest_micro_batch(lengths, tokens=None, **common) == (900 + 3 * 20 * 3, False)
+    assert largest_micro_batch(lengths, tokens=950, **common) == (950, False)
+    assert largest_micro_batch(lengths, tokens=500, **common) == (500, True)
+    assert largest_micro_batch(lengths, tokens=100, **common) == (180, True)
+    assert largest_micro_batch(lengths, tokens=None, **common | {"global_batch_size": 4}) == (400 + 3 * 20 * 2, False)
+    assert largest_micro_batch(lengths, tokens=None, **common | {"global_batch_size": 18}) == (1080, True)
+    assert largest_micro_batch(lengths, tokens=None, **common | {"packing": False}) == (9 * 180, False)
+    alike = RowLengths(mean=100.0, spread=90.0, longest=100, learned=1.0)
+    assert largest_micro_batch(alike, tokens=None, **common) == (900, False)
+
+
+def test_lengths_of_rows() -> None:
+    rows = [TokenizedExample("a", "s", [1] * 4, [True] * 4), TokenizedExample("b", "s", [1] * 8, [False] * 7 + [True])]
+    assert RowLengths.of(rows) == RowLengths(mean=6.0, spread=2.0, longest=8, learned=4 / 12)
+
+
+def test_dora_counts_equal_peft(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from nexus.models.loader import load_model
+
+    architecture = COMMON | ARCHITECTURES["qwen3"]
+    model = load_model(
+        path=None, architecture=architecture, revision=None, trust_remote_code=False, seed=0, dtype="float32"
+    )
+    model.save_pretrained(tmp_path)
+    adapter = {"name": "dora", "r": 4, "target_modules": "all-linear"}
+    counts = count_parameters(read_facts(tmp_path), adapter, read_tensors(tmp_path))
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM"))
+    assert adapted.get_nb_trainable_parameters() == (counts.trainable, counts.total + counts.adapter)
 
 
 DRY = """
@@ -192,6 +234,7 @@ def test_the_dry_run_imports_no_torch_and_writes_nothing(tmp_path: Path, adapter
     assert "loaded: []" in done.stdout
     assert "dry run: nothing was written" in done.stdout
     facts = read_facts(REPOSITORY / "nexus" / "assets" / "nexus_tiny")
-    counts = count_parameters(facts, LORA if adapter == "lora" else {"name": "none"})
+    headers = read_tensors(REPOSITORY / "nexus" / "assets" / "nexus_tiny")
+    counts = count_parameters(facts, LORA if adapter == "lora" else {"name": "none"}, headers)
     assert f"parameters: {counts.total:,}, trainable {counts.trainable:,}" in done.stdout
     assert list(tmp_path.iterdir()) == []

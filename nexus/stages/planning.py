@@ -1,0 +1,354 @@
+"""Memory, disk and time of a run, from its resolved config and the model's facts. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nexus.config.folders import groups
+from nexus.errors import NexusError
+from nexus.hardware.cost import DiskPlan, matmul_flops_per_second, plan_disk, training_flops
+from nexus.hardware.memory_parts import OptimizerKind, Storage, optimizer_bytes, weight_bytes
+from nexus.hardware.memory_plan import GIB, MemoryPlan, MemorySettings, plan_memory
+from nexus.hardware.memory_remedies import Options, memory_problem
+from nexus.hardware.probe import probe_host
+from nexus.models.facts import StoredTensor
+from nexus.models.published import quantization
+from nexus.types import ModelFacts, TokenizedExample
+
+_EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
+_OPTIMIZERS: dict[str, OptimizerKind] = {
+    "torch.optim.AdamW": "adamw",
+    "torch.optim.Adam": "adamw",
+    "torch.optim.SGD": "sgd",
+    "nexus.methods.muon.MuonAdamW": "muon",
+    "bitsandbytes.optim.AdamW8bit": "adamw_8bit",
+    "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
+}
+#: Values of `hardware.gradient_checkpointing` that can be advised.
+_CHECKPOINTING = {"true": "on", "offload": "offload"}
+#: Rank at which `adapter=lora` is offered; conf/adapter/lora.yaml.
+_OFFERED_RANK = 16
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of a run.
+
+    Attributes:
+        total: of the base model.
+        trainable: weights that receive a gradient.
+        adapter: of them, those that the adapter adds.
+    """
+
+    total: int
+    trainable: int
+    adapter: int
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """What the plan needs to know about rows.
+
+    Attributes:
+        mean: tokens of a row.
+        spread: standard deviation of the tokens.
+        longest: tokens of the longest row.
+        learned: share of the tokens that is learned.
+    """
+
+    mean: float
+    spread: float
+    longest: int
+    learned: float
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenizedExample]) -> RowLengths:
+        """Lengths of rows that have been tokenized; at least one."""
+        lengths = [len(row.input_ids) for row in rows]
+        mean = sum(lengths) / len(lengths)
+        spread = math.sqrt(sum((length - mean) ** 2 for length in lengths) / len(lengths))
+        return cls(mean, spread, max(lengths), sum(row.num_target_tokens for row in rows) / sum(lengths))
+
+    @classmethod
+    def at_most(cls, max_seq_len: int) -> RowLengths:
+        """Rows of which only the limit is known, every token learned."""
+        return cls(float(max_seq_len), 0.0, max_seq_len, 1.0)
+
+
+#: Rows that any data has.
+_SHORTEST = RowLengths.at_most(2)
+
+
+def lora_parameters(
+    tensors: Mapping[str, StoredTensor], *, r: int, target_modules: str | list[str], magnitudes: bool = False
+) -> int:
+    """Weights that LoRA adds, from the headers: r * (in + out) for every matched matrix.
+
+    Args:
+        tensors: headers by name.
+        r: rank.
+        target_modules: `all-linear`, or endings of layer names.
+        magnitudes: DoRA (arXiv 2402.09353, equation 5) adds one number per output.
+
+    Returns:
+        The count, equal to PEFT's.
+    """
+    total = 0
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight")
+        if len(tensor.shape) != 2 or layer == name or any(part in layer for part in _EMBEDDINGS):
+            continue
+        if target_modules == "all-linear" or layer.rsplit(".", 1)[-1] in target_modules:
+            total += r * sum(tensor.shape) + (tensor.shape[0] if magnitudes else 0)
+    return total
+
+
+def count_parameters(facts: ModelFacts, adapter: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Counts:
+    """Total and trainable parameters of a model under an adapter.
+
+    Args:
+        facts: the model.
+        adapter: a file of `conf/adapter`.
+        tensors: the model's headers; not read without an adapter.
+
+    Returns:
+        The counts.
+    """
+    if adapter["name"] == "none":
+        return Counts(total=facts.num_parameters, trainable=facts.num_parameters, adapter=0)
+    added = lora_parameters(
+        tensors, r=adapter["r"], target_modules=adapter["target_modules"], magnitudes=adapter["name"] == "dora"
+    )
+    return Counts(total=facts.num_parameters, trainable=added, adapter=added)
+
+
+def largest_micro_batch(
+    lengths: RowLengths, *, rows: int, tokens: int | None, global_batch_size: int, packing: bool
+) -> tuple[int, bool]:
+    """Tokens of the largest micro-batch, and whether a step has several.
+
+    Args:
+        lengths: of the rows.
+        rows: `hardware.micro_batch_size`.
+        tokens: `hardware.micro_batch_tokens`.
+        global_batch_size: rows of a step.
+        packing: without it, rows are padded to the longest of them.
+
+    Returns:
+        Packed, the sum over `rows` rows and three standard deviations of such a sum, so that few micro-batches are
+        larger; never more than the limit, unless a single row is.
+    """
+    rows = min(rows, global_batch_size)
+    sums = rows * lengths.mean + 3 * lengths.spread * math.sqrt(rows)
+    most = min(math.ceil(sums), rows * lengths.longest) if packing else rows * lengths.longest
+    several = rows < global_batch_size or (tokens is not None and global_batch_size * lengths.mean > tokens)
+    return max(lengths.longest, most if tokens is None else min(most, tokens)), several
+
+
+def optimizer_kind(optimizer: Mapping[str, Any]) -> OptimizerKind:
+    """What an optimizer's state weighs like.
+
+    Args:
+        optimizer: node `method.optimizer`.
+
+    Returns:
+        A key of `memory_parts.OPTIMIZER_BYTES`; AdamW for one that the plan does not know, which is on the safe side.
+    """
+    if optimizer.get("state_bits") == 8:
+        return "paged_adamw_8bit" if optimizer.get("paged") else "adamw_8bit"
+    return _OPTIMIZERS.get(optimizer["_target_"], "adamw")
+
+
+def storage_of(config: Mapping[str, Any], precision: str) -> Storage:
+    """How the linear layers' weights will lie in memory.
+
+    Args:
+        config: checked and resolved.
+        precision: of the computation.
+
+    Returns:
+        32 bits where they are trained themselves; else what they are quantized to, or the computation's precision.
+    """
+    adapter = config["adapter"]
+    if adapter["name"] == "none":
+        return "fp32"
+    if quantization(config["base_model"]["path"]) == "gptq":
+        return "gptq4"
+    if adapter["name"] == "qlora":
+        return "nf4" if adapter.get("double_quant", True) else "nf4_single"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def memory_plan_of(
+    config: Mapping[str, Any],
+    facts: ModelFacts,
+    counts: Counts,
+    lengths: RowLengths,
+    *,
+    precision: str | None = None,
+    on_gpu: bool | None = None,
+) -> MemoryPlan:
+    """Memory that one run needs.
+
+    Args:
+        config: checked and resolved.
+        facts: of the base model.
+        counts: its parameters.
+        lengths: of its rows.
+        precision: `fp32` or `bf16`, once the device is known; None goes by the config.
+        on_gpu: whether it trains on a device, once that is known; None goes by the config.
+
+    Returns:
+        The plan.
+    """
+    hardware, adapter, data = config["hardware"], config["adapter"], config["data"]
+    if precision is None:
+        precision = "bf16" if hardware["precision"] == "bf16" else "fp32"
+    tokens, several = largest_micro_batch(
+        lengths,
+        rows=hardware["micro_batch_size"],
+        tokens=hardware["micro_batch_tokens"],
+        global_batch_size=data["global_batch_size"],
+        packing=data["packing"],
+    )
+    answer = max((c["max_new_tokens"] for c in config["capabilities"].values()), default=0)
+    prompt = max(1, round(lengths.longest * (1 - lengths.learned))) if lengths.learned < 1 else lengths.longest
+    evaluation, prompts = config["evaluation"], config["scale"]["eval_prompts"]
+    rows = min(evaluation["batch_size"], prompts or evaluation["batch_size"]) if answer else 0
+    settings = MemorySettings(
+        precision=precision,
+        storage=storage_of(config, precision),
+        trains_base=not counts.adapter,
+        adapter_parameters=counts.adapter,
+        adapter_rank=adapter["r"] if counts.adapter else 0,
+        dora=adapter["name"] == "dora",
+        optimizer=optimizer_kind(config["method"]["optimizer"]),
+        checkpointing=checkpointing_of(hardware),
+        micro_batch_tokens=tokens,
+        longest_row=lengths.longest,
+        target_tokens=max(1, round(tokens * lengths.learned)),
+        several_micro_batches=several,
+        chunk_tokens=config["method"]["module"]["chunk_size"],
+        score_rows=rows if evaluation["before"] or evaluation["after"] else 0,
+        score_tokens=prompt + answer,
+        prompt_tokens=prompt,
+        scores_after=evaluation["after"],
+        packages=config["package"]["enabled"],
+        on_gpu=hardware["accelerator"] == "gpu" if on_gpu is None else on_gpu,
+        overhead_bytes=int(hardware["overhead_gib"] * GIB),
+        fragmentation=hardware["fragmentation"],
+    )
+    return plan_memory(facts, settings)
+
+
+def checkpointing_of(hardware: Mapping[str, Any]) -> str:
+    """`hardware.gradient_checkpointing` in the plan's words; `off` where it is no setting."""
+    value = hardware.get("gradient_checkpointing", False)
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def memory_limit(config: Mapping[str, Any]) -> int | None:
+    """Bytes that a run may use: the configured limit, or this host's free memory; None for a device not yet seen."""
+    hardware = config["hardware"]
+    if hardware["memory_gib"] is not None:
+        return int(hardware["memory_gib"] * GIB)
+    return None if hardware["accelerator"] == "gpu" else probe_host().available_bytes
+
+
+def insist_on_fit(
+    config: Mapping[str, Any], plan: MemoryPlan, tensors: Mapping[str, StoredTensor], *, limit_bytes: int | None
+) -> None:
+    """Refuse a plan that does not fit.
+
+    Args:
+        config: checked and resolved.
+        plan: of the run.
+        tensors: headers of the base model, to count an adapter that could be used instead.
+        limit_bytes: what may be used; None refuses nothing.
+
+    Raises:
+        NexusError: `E-MEM-01` with the overrides that make it fit.
+    """
+    if limit_bytes is None or plan.total_bytes <= limit_bytes:
+        return
+    options = Options(
+        adapters=frozenset(groups()["adapter"]),
+        optimizers=frozenset(groups()["optimizer"]),
+        checkpointing=_CHECKPOINTING if "gradient_checkpointing" in config["hardware"] else {},
+        lora_parameters=lora_parameters(tensors, r=_OFFERED_RANK, target_modules="all-linear"),
+        lora_rank=_OFFERED_RANK,
+    )
+    problem = memory_problem(plan, limit_bytes=limit_bytes, limit_key="hardware.memory_gib", options=options)
+    if problem is not None:
+        raise NexusError(problem.code, problem.message, where=problem.key, remedy=problem.remedy)
+
+
+def refuse_hopeless(config: Mapping[str, Any], facts: ModelFacts, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse what cannot fit however short the rows are: before anything is downloaded, read or tokenized.
+
+    Args:
+        config: checked and resolved.
+        facts: of the base model.
+        tensors: its headers.
+
+    Raises:
+        NexusError: `E-MEM-01`; its remedies hold for rows as long as `data.max_seq_len` allows.
+    """
+    counts, limit = count_parameters(facts, config["adapter"], tensors), memory_limit(config)
+    if limit is not None and memory_plan_of(config, facts, counts, _SHORTEST).total_bytes > limit:
+        longest = RowLengths.at_most(config["data"]["max_seq_len"])
+        insist_on_fit(config, memory_plan_of(config, facts, counts, longest), tensors, limit_bytes=limit)
+
+
+def disk_plan_of(
+    config: Mapping[str, Any], facts: ModelFacts, counts: Counts, plan: MemoryPlan, steps: int
+) -> DiskPlan:
+    """Disk that one run needs.
+
+    Args:
+        config: checked and resolved.
+        facts: of the base model.
+        counts: its parameters.
+        plan: of the memory.
+        steps: optimizer steps.
+
+    Returns:
+        The plan.
+    """
+    callbacks, settings = config["callbacks"], plan.settings
+    every = (callbacks.get("metrics_csv") or {}).get("every_n_steps", steps)
+    state = optimizer_bytes(facts, trained=counts.trainable, kind=settings.optimizer, trains_base=settings.trains_base)
+    return plan_disk(
+        trained=counts.trainable,
+        state_bytes=state,
+        keep=(callbacks.get("checkpoint") or {}).get("keep", 0),
+        package_bytes=weight_bytes(facts, "fp32" if settings.storage == "fp32" else "bf16") if settings.packages else 0,
+        adapter_parameters=counts.adapter,
+        log_rows=steps // max(1, every) + 2,
+    )
+
+
+def training_seconds(config: Mapping[str, Any], facts: ModelFacts, counts: Counts, tokens: float) -> tuple[float, str]:
+    """Time of the training phase, without scoring, and what the estimate rests on.
+
+    Args:
+        config: checked and resolved.
+        facts: of the base model.
+        counts: its parameters.
+        tokens: that will pass through it.
+
+    Returns:
+        Seconds and one line of words.
+    """
+    hardware = config["hardware"]
+    measured = hardware["tflops"] is None
+    speed = matmul_flops_per_second() if measured else hardware["tflops"] * 1e12
+    share = hardware["utilization"]
+    flops = training_flops(
+        facts, tokens=tokens, trains_base=not counts.adapter, checkpointing=checkpointing_of(hardware)
+    )
+    source = "this processor's measured" if measured else f"hardware={hardware['name']}: the data sheet's"
+    return flops / speed / share, f"{source} {speed / 1e12:.3g} TFLOP/s times {share:.2f}; scoring not counted"
