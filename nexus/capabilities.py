@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nexus.config.capabilities import CapabilityInfo, read_capabilities
+from nexus.config.capabilities import MEASURED_ONLY, CapabilityInfo, read_capabilities
 
 
 def describe(info: CapabilityInfo) -> str:
     """Two lines about a capability."""
     use = f"+capability={info.name}" if info.status == "ready" else f"comes with: {info.part}"
+    use += " (evaluate only)" if info.name in MEASURED_ONLY else ""
     return f"  {info.name:<20} {info.status:<8} {'+'.join(info.requires):<24} {use}\n  {'':<20} {info.description}"
 
 

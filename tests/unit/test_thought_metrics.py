@@ -25,7 +25,12 @@ def said(thinking: str, answer: str = "wolf") -> str:
 
 @pytest.mark.parametrize(
     ("line", "source", "target"),
-    [("owl -> lamp", "owl", "lamp"), (" lamp = wolf ", "lamp", "wolf"), ("3 + 2 = 5", "3", "5"), ("9 - 4 = 5", "9", "5")],
+    [
+        ("owl -> lamp", "owl", "lamp"),
+        (" lamp = wolf ", "lamp", "wolf"),
+        ("3 + 2 = 5", "3", "5"),
+        ("9 - 4 = 5", "9", "5"),
+    ],
 )
 def test_steps_are_read(line: str, source: str, target: str):
     step = read_step(line)
