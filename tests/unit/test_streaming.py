@@ -79,7 +79,8 @@ def test_a_cancel_from_another_thread_costs_one_token_at_most(model):
         timer.start()
         [part] = generate(
             model=model, tokenizer=TOKENIZER, prompts=PROMPTS[:1], max_new_tokens=64, temperature=0.0, seeds=[0],
-            batch_size=1, stop_token_ids=(), cancelled=stop.is_set, on_token=lambda *_: times.append(time.perf_counter()),
+            batch_size=1, stop_token_ids=(), cancelled=stop.is_set,
+            on_token=lambda *_: times.append(time.perf_counter()),
         )  # fmt: skip
     finally:
         timer.cancel()

@@ -1,4 +1,4 @@
-"""The generators of `reasoning` and `thinking`: right ways, wrong rejected answers, nothing shared between the splits."""
+"""The generators of `reasoning` and `thinking`: right ways, wrong rejected answers, splits apart."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ def test_levels_are_told_apart(level: str):
 @pytest.mark.parametrize(
     "thinking",
     [
-        "", "owl", "owl -> lamp\nnonsense", "owl, lamp\nlamp, wolf", "Check: owl, lamp", "1. owl -> lamp\n2. lamp = wolf",
+        "", "owl", "owl -> lamp\nnonsense", "owl, lamp\nlamp, wolf", "Check: owl, lamp",
+        "1. owl -> lamp\n2. lamp = wolf",
         "1. owl -> lamp\nCheck: owl, lamp, wolf", "1. owl -> lamp\n3. lamp = wolf\nCheck: owl, lamp, wolf",
         "owl -> lamp\nlamp = wolf\nCheck: owl, lamp, wolf", "1. owl -> lamp\nlamp = wolf\nCheck: owl, lamp, wolf",
     ],

@@ -1,4 +1,4 @@
-"""Small problems of one to four steps, from which `reasoning` and `thinking` are made: chains to follow, numbers to track.
+"""Small problems of one to four steps, the stuff of `reasoning` and `thinking`: chains to follow, numbers to track.
 
 A chain leads from thing to thing until one of them holds the answer; facts of other chains stand between its own. A
 number is changed a few times and stays a single digit; a second person's number changes in between.
@@ -227,7 +227,7 @@ def astray(rng: random.Random, problem: Problem) -> tuple[int, tuple[Step, ...]]
         at = rng.randrange(len(right))
         if right[at].sign in ("->", "="):
             jump = rng.randrange(len(problem.others))
-            way = (Step(right[at].source, problem.others[jump].sign, problem.others[jump].target),)
+            way: tuple[Step, ...] = (Step(right[at].source, problem.others[jump].sign, problem.others[jump].target),)
             way += problem.others[jump + 1 :]
         else:
             way = _other_number(rng, right, at)
