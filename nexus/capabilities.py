@@ -9,7 +9,7 @@ import argparse
 import sys
 
 import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
-from nexus.config.capabilities import CapabilityInfo, read_capabilities
+from nexus.config.capabilities import MEASURED_ONLY, CapabilityInfo, read_capabilities
 from nexus.config.datasets import DatasetInfo, read_datasets
 from nexus.errors import NexusError
 
@@ -17,6 +17,7 @@ from nexus.errors import NexusError
 def describe(info: CapabilityInfo) -> str:
     """Two lines about a capability."""
     use = f"+capability={info.name}" if info.status == "ready" else f"comes with: {info.part}"
+    use += " (evaluate only)" if info.name in MEASURED_ONLY else ""
     return f"  {info.name:<20} {info.status:<8} {'+'.join(info.requires):<24} {use}\n  {'':<20} {info.description}"
 
 

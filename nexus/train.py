@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
+from nexus.config.capabilities import without_measured_only
 from nexus.config.compose import Done, Job, run_hydra
 from nexus.stages.preflight import train_problems
 from nexus.storage.redaction import redact_message
@@ -15,7 +17,8 @@ from nexus.storage.redaction import redact_message
 
 def train(job: Job) -> Path | None:
     """Do one job; torch is imported when everything that can be known without it is known to be good."""
-    config = job.config
+    config = job.config | {"capabilities": without_measured_only(job.config["capabilities"])}
+    job = replace(job, config=config)
     if config["dry_run"]:
         from nexus.stages.dry_run import show
 

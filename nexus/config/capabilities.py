@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -10,6 +12,8 @@ from nexus.config.folders import conf_dir
 
 #: Trains nothing: a property of the run time that `evaluate` measures.
 MEASURED_ONLY = ("streaming",)
+#: Tokens of the shortest answer whose stream can be measured: a cancel has to come while tokens are still due.
+MIN_STREAM = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,12 @@ def read_capabilities() -> tuple[dict[str, CapabilityInfo], dict[str, Capability
     return dict(sorted(found.items(), key=lambda item: (item[1].status != "ready", item[0]))), lists
 
 
-def ready_names() -> list[str]:
-    """Capabilities that can be used."""
-    return [name for name, info in read_capabilities()[0].items() if info.status == "ready"]
+def ready_names(*, to_train: bool) -> list[str]:
+    """Capabilities that can be used: all that are ready, or without those that are only measured."""
+    ready = [name for name, info in read_capabilities()[0].items() if info.status == "ready"]
+    return [name for name in ready if not (to_train and name in MEASURED_ONLY)]
+
+
+def without_measured_only(capabilities: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `capabilities` that training can change."""
+    return {name: entry for name, entry in capabilities.items() if name not in MEASURED_ONLY}

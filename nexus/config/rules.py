@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus.config.capabilities import MEASURED_ONLY, read_capabilities, ready_names
+from nexus.config.capabilities import MEASURED_ONLY, MIN_STREAM, read_capabilities, ready_names
 from nexus.config.datasets import source_problems, training_problems
 from nexus.config.folders import ASSETS, data_file
 from nexus.config.walk import nearest
@@ -104,22 +104,22 @@ def _capabilities_are_trainable(config: Config) -> Iterator[Problem]:
             "there is nothing to train: it is a property of the run time",
             "leave it out; python -m nexus.evaluate is where it is measured",
         )
-    yield from _planned({name: entry for name, entry in capabilities.items() if name not in measured})
+    yield from _planned({name: entry for name, entry in capabilities.items() if name not in measured}, to_train=True)
 
 
 @_rule("evaluate", "generate", reads=("capabilities",))
 def _capabilities_are_built(config: Config) -> Iterator[Problem]:
-    yield from _planned(config["capabilities"])
+    yield from _planned(config["capabilities"], to_train=False)
 
 
-def _planned(capabilities: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+def _planned(capabilities: Mapping[str, Mapping[str, Any]], *, to_train: bool) -> Iterator[Problem]:
     for name, entry in capabilities.items():
         if entry["status"] == "planned":
             yield Problem(
                 "E-CAP-01",
                 f"capabilities.{name}",
                 f"the capability {name} is planned, not built yet; it comes with {entry['part']}",
-                f"ready are: {', '.join(ready_names())}",
+                f"ready are: {', '.join(ready_names(to_train=to_train))}",
             )
 
 
@@ -151,7 +151,7 @@ def _something_to_learn(config: Config) -> Iterator[Problem]:
             "E-CFG-09",
             "capabilities",
             "there is nothing to learn: no capability and no rows of your own",
-            f"add +capability=NAME ({', '.join(ready_names())}) or data.train=FILE",
+            f"add +capability=NAME ({', '.join(ready_names(to_train=True))}) or data.train=FILE",
         )
     if own and capabilities:
         yield Problem(
@@ -173,7 +173,7 @@ def _something_to_measure(config: Config) -> Iterator[Problem]:
             "E-CFG-09",
             "capabilities",
             "there is nothing to measure: no capability and no rows of your own",
-            f"add +capability=NAME ({', '.join(ready_names())}) or data.validation=FILE",
+            f"add +capability=NAME ({', '.join(ready_names(to_train=False))}) or data.validation=FILE",
         )
 
 
@@ -321,6 +321,18 @@ def _metrics_have_cards(config: Config) -> Iterator[Problem]:
             )
 
 
+@_rule("evaluate", reads=("capabilities",))
+def _streams_are_long_enough(config: Config) -> Iterator[Problem]:
+    for name, entry in config["capabilities"].items():
+        if entry["status"] == "ready" and entry["metrics"] == "streaming" and entry["max_new_tokens"] < MIN_STREAM:
+            yield Problem(
+                "E-CFG-02",
+                f"capabilities.{name}.max_new_tokens",
+                f"= {entry['max_new_tokens']}: pauses and cancelling need at least {MIN_STREAM} tokens",
+                f"capabilities.{name}.max_new_tokens={8 * MIN_STREAM}",
+            )
+
+
 def setting_warnings(config: Config, root: str) -> list[str]:
     """Settings that are allowed but do nothing, or less than they seem to.
 
@@ -339,7 +351,7 @@ def setting_warnings(config: Config, root: str) -> list[str]:
         if config[group]
     ]
     lines += [
-        f"W-CFG-06  capabilities.{name}: nothing to train; python -m nexus.evaluate measures it"
+        f"W-CFG-06  capabilities.{name}: nothing to train, so it is left out; python -m nexus.evaluate measures it"
         for name in config["capabilities"]
         if name in MEASURED_ONLY
     ]

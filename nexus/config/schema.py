@@ -177,7 +177,7 @@ class ReadyCapability:
     description: str
     requires: list[Modality]
     max_new_tokens: Count
-    metrics: Literal["tools", "cot"]
+    metrics: Literal["tools", "cot", "reasoning", "thinking", "streaming"]
     primary_metric: str
     rewards: dict[str, Reward]
     sources: dict[str, Card]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 #: 97.5 % quantile of the normal distribution, to the last bit of a double.
 Z95 = 1.959963984540054
@@ -103,6 +105,46 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_groups(
+    groups: Sequence[Sequence[float]],
+    statistic: Callable[[Vector], float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of any statistic of values that come in groups (Davison and Hinkley 1997, 3.8).
+
+    Whole groups are resampled, because values of one group (latencies of one answer) resemble each other.
+
+    Args:
+        groups: values of each group, no group empty.
+        statistic: of all values of the resampled groups together.
+        confidence: of the interval, between 0 and 1.
+        resamples: drawn with replacement.
+        seed: of the resampling; equal input gives equal output.
+
+    Returns:
+        Lower and upper bound.
+
+    Raises:
+        ValueError: no groups or values, a value is not finite, or `confidence` is not between 0 and 1.
+    """
+    data = [_finite(group) for group in groups]
+    if not data:
+        raise ValueError("there are no values")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    generator = np.random.default_rng(seed)
+    found = [
+        statistic(np.concatenate([data[i] for i in generator.integers(0, len(data), len(data))]))
+        for _ in range(resamples)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class PairedTest:
     """How two systems compare on the same prompts.
@@ -151,7 +193,7 @@ def paired_bootstrap(
     return PairedTest(observed, (float(low), float(high)), (extreme + 1) / (resamples + 1), len(differences))
 
 
-def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _finite(values: Sequence[float]) -> Vector:
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or data.size == 0:
         raise ValueError("there are no values")
@@ -160,9 +202,7 @@ def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float
     return data
 
 
-def _resampled_means(
-    data: np.ndarray[tuple[int], np.dtype[np.float64]], resamples: int, seed: int
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _resampled_means(data: Vector, resamples: int, seed: int) -> Vector:
     """Means of resamples, one at a time: all at once would take resamples x n numbers of memory."""
     if resamples < 1:
         raise ValueError(f"resamples must be positive, not {resamples}")

@@ -8,6 +8,12 @@ from typing import Any, Protocol
 
 from nexus.evaluation.metrics import COT_METRICS, TOOLS_METRICS, cot_metrics, tools_metrics
 from nexus.evaluation.statistics import bootstrap_interval, wilson_interval
+from nexus.evaluation.thought_metrics import (
+    REASONING_METRICS,
+    THINKING_METRICS,
+    reasoning_metrics,
+    thinking_metrics,
+)
 from nexus.types import Score
 
 
@@ -15,7 +21,7 @@ class RowScorer(Protocol):
     """Scores one answer."""
 
     def __call__(self, prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:
-        """Metric values of one answer; see `nexus.evaluation.metrics`."""
+        """Metric values of one answer; see `nexus.evaluation.metrics` and `thought_metrics`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "tools": Suite("tools", TOOLS_METRICS, tools_metrics),
     "cot": Suite("cot", COT_METRICS, cot_metrics),
+    "reasoning": Suite("reasoning", REASONING_METRICS, reasoning_metrics),
+    "thinking": Suite("thinking", THINKING_METRICS, thinking_metrics),
 }
 
 

@@ -7,7 +7,7 @@ so it does not depend on which other prompts share its batch (up to rounding).
 
 Signature:
     generate(*, model, tokenizer, prompts, max_new_tokens, temperature, seeds, batch_size,
-             top_p=None, stop_token_ids=None, on_token=None) -> list[Generation]
+             top_p=None, stop_token_ids=None, on_token=None, cancelled=None) -> list[Generation]
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def generate(
     top_p: float | None = None,
     stop_token_ids: Sequence[int] | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> list[Generation]:
     """Answer every prompt once; repeat a prompt (as neighbors) for several samples.
 
@@ -116,6 +117,8 @@ def generate(
         top_p: nucleus; None draws from all tokens.
         stop_token_ids: what ends an answer; None means the tokenizer's end of sequence.
         on_token: called with (index of the prompt, token) as soon as a token is known.
+        cancelled: asked before every pass through the model; once it says True, all answers end as they are, not
+            finished, those that had not begun empty. It may be set from another thread: at most one more token comes.
 
     Returns:
         Answers in the order of the prompts.
@@ -136,11 +139,14 @@ def generate(
     with _evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
+            if cancelled is not None and cancelled():
+                answers.update((i, ([], [])) for i in rows)
+                continue
             uniforms = torch.zeros(len(rows), max_new_tokens)
             if temperature > 0:
                 for row, i in enumerate(rows):
                     uniforms[row] = torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seeds[i]))
-            batch = _Batch(model, [prompts[i] for i in rows], rows, stops, on_token)
+            batch = _Batch(model, [prompts[i] for i in rows], rows, stops, on_token, cancelled)
             answers.update(batch.run(max_new_tokens, temperature, top_p, uniforms))
     return [_finish(*answers[i], stops, tokenizer) for i in range(len(prompts))]
 
@@ -160,6 +166,7 @@ class _Batch:
         names: index that the caller gave to each row.
         stops: tokens that end a row.
         on_token: as in `generate`.
+        cancelled: as in `generate`.
     """
 
     def __init__(
@@ -169,10 +176,12 @@ class _Batch:
         names: Sequence[int],
         stops: frozenset[int],
         on_token: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
     ) -> None:
         self.model = model
         self.stops = stops
         self.on_token = on_token
+        self.cancelled = cancelled
         self.names = list(names)
         self.device = model.get_input_embeddings().weight.device
         self.unique: list[Sequence[int]] = []
@@ -242,7 +251,7 @@ class _Batch:
                 done[row] = t in self.stops
                 if self.on_token is not None:
                     self.on_token(names[row], t)
-            if all(done) or step == max_new_tokens - 1:
+            if all(done) or step == max_new_tokens - 1 or (self.cancelled is not None and self.cancelled()):
                 break
             # dropping copies the whole cache: wait until an eighth of the rows is done
             if sum(done) * 8 >= len(done):

@@ -1,4 +1,4 @@
-"""What the doors add to `config.check`: secrets, options of rewards, packages of loggers, folders that can be written."""
+"""What the doors add to `config.check`: secrets, options of rewards, packages of loggers, folders to write to."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nexus.data.template import encode_prompts
 from nexus.evaluation.held_out import held_out_loss
+from nexus.evaluation.streaming import measure_streaming
 from nexus.evaluation.suites import SUITES, aggregate
 from nexus.rollout.generate import generate
 from nexus.types import Example, MicroBatch, Score
@@ -63,7 +64,7 @@ def score_model(
     batch_size: int,
     tell: Callable[[str], None],
 ) -> Scoring:
-    """Greedy answers for every capability's prompts, and the loss on held-out rows if there are any.
+    """Greedy answers for every capability's prompts (or their timing), and the loss on held-out rows if there are any.
 
     Args:
         model: left in the mode (training or not) that it came in.
@@ -82,15 +83,23 @@ def score_model(
     was_training = model.training
     model.eval()
     for name, examples in prompts.items():
-        suite = SUITES[capabilities[name]["metrics"]]
+        settings = capabilities[name]
+        encoded = encode_prompts(tokenizer, examples)
+        if settings["metrics"] == "streaming":
+            tell(f"  {name}: streaming {len(examples)} answers of {settings['max_new_tokens']} tokens, one at a time")
+            measured = measure_streaming(
+                model=model, tokenizer=tokenizer, prompts=encoded, max_new_tokens=settings["max_new_tokens"]
+            )
+            result.scores[name] = measured.scores
+            continue
+        suite = SUITES[settings["metrics"]]
         tell(f"  {name}: answering {len(examples)} held-out prompts")
         clock = _FirstToken()
-        encoded = encode_prompts(tokenizer, examples)
         generations = generate(
             model=model,
             tokenizer=tokenizer,
             prompts=encoded,
-            max_new_tokens=capabilities[name]["max_new_tokens"],
+            max_new_tokens=settings["max_new_tokens"],
             temperature=0.0,
             seeds=[0] * len(examples),
             batch_size=batch_size,

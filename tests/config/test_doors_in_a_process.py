@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
         ("train", ["capability=tools"], 64, "E-CFG-06"),
         ("train", ["+capability=tools", "method.lrr=3"], 64, "did you mean method.lr?"),
         ("train", ["+capability=tools", "method=lora", "adapter=none"], 64, "E-CFG-03"),
-        ("capabilities", [], 0, "13 capabilities, 2 ready"),
+        ("capabilities", [], 0, "13 capabilities, 5 ready"),
         ("capabilities", ["--help"], 0, "nexus capabilities"),
     ],
 )

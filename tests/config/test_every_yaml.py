@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from nexus.config.capabilities import read_capabilities
 from nexus.config.check import check, config_sha256, to_plain
 from nexus.config.folders import conf_dir, groups
+from nexus.evaluation.streaming import STREAMING_METRICS
+from nexus.evaluation.suites import SUITES
 
 ROOTS = {"train": ["+capability=tools"], "evaluate": ["+capability=tools"], "generate": []}
 #: Groups whose options need something beside them, or are covered by tests of their own.
@@ -56,7 +58,9 @@ def test_capabilities_are_thirteen() -> None:
     capabilities, lists = read_capabilities()
     assert len(capabilities) == CAPABILITIES
     assert len(lists) == LISTS
-    assert sorted(name for name, info in capabilities.items() if info.status == "ready") == ["cot", "tools"]
+    ready = sorted(name for name, info in capabilities.items() if info.status == "ready")
+    assert ready == ["cot", "reasoning", "streaming", "thinking", "tools"]
+    assert set(lists["all_text"].members) == set(ready), "every text capability is there"
     for several in lists.values():
         assert set(several.members) <= set(capabilities)
 
@@ -71,13 +75,28 @@ def test_capability_files(cfg: Callable[..., Any], name: str) -> None:
     assert codes == ({"E-CAP-01"} if info.status == "planned" else set()) | ({"E-CAP-03"} if needs_more else set())
 
 
-@pytest.mark.parametrize("name", ["all_text", "full_omni"])
-def test_lists_are_refused_by_the_names_of_their_planned_members(cfg: Callable[..., Any], name: str) -> None:
+def test_lists_are_refused_by_the_names_of_their_planned_members(cfg: Callable[..., Any]) -> None:
     capabilities, lists = read_capabilities()
-    planned = {f"capabilities.{member}" for member in lists[name].members if capabilities[member].status == "planned"}
-    found = {problem.key for problem in check(cfg(f"+capability={name}"), root="train") if problem.code == "E-CAP-01"}
+    members = lists["full_omni"].members
+    planned = {f"capabilities.{member}" for member in members if capabilities[member].status == "planned"}
+    found = {problem.key for problem in check(cfg("+capability=full_omni"), root="train") if problem.code == "E-CAP-01"}
     assert planned
     assert found == planned
+
+
+@pytest.mark.parametrize("root", ["train", "evaluate"])
+def test_all_text_can_be_used(cfg: Callable[..., Any], root: str) -> None:
+    composed = cfg("+capability=all_text", root=root)
+    assert check(composed, root=root) == []
+    spelled = cfg("+capability=[tools,streaming,thinking,reasoning,cot]", root=root)
+    assert config_sha256(to_plain(composed)) == config_sha256(to_plain(spelled))
+
+
+def test_primary_metrics_are_those_of_their_suites(cfg: Callable[..., Any]) -> None:
+    suites = {name: suite.metrics for name, suite in SUITES.items()} | {"streaming": STREAMING_METRICS}
+    capabilities = cfg("+capability=all_text").capabilities
+    assert len(capabilities) == len(suites)
+    assert {c.metrics: c.primary_metric for c in capabilities.values()} == {n: m[0] for n, m in suites.items()}
 
 
 def test_capabilities_touch_nothing_else(cfg: Callable[..., Any]) -> None:
@@ -114,7 +133,7 @@ def test_scale_means_what_the_design_promises(cfg: Callable[..., Any]) -> None:
     assert rows["full"].rows_per_source is None
     for name in ("standard", "production"):
         assert rows[name].eval_prompts >= 200
-    for name in ("nexus_tools", "nexus_cot"):
+    for name in ("nexus_tools", "nexus_cot", "nexus_reasoning", "nexus_thinking"):
         assert OmegaConf.merge(OmegaConf.load(conf_dir() / "dataset" / f"{name}.yaml")).eval_rows >= 200
 
 

@@ -68,7 +68,7 @@ MISTAKES: list[tuple[list[str], str, int, list[str]]] = [
     (["data.validation=a.jsonl", TOOLS], "E-CFG-03", 64, ["data.train"]),
     (["resume=old", TOOLS], "E-RES-01", 64, [TOOLS]),
     # capabilities that cannot be had
-    (["+capability=reasoning"], "E-CAP-01", 64, ["planned", "cot, tools"]),
+    (["+capability=omni"], "E-CAP-01", 64, ["planned", "cot, reasoning, thinking, tools"]),
     (["+capability=vision_qa"], "E-CAP-01", 64, ["planned", "needs image"]),
     (["+capability=streaming"], "E-CAP-02", 64, ["nothing to train"]),
     ([TOOLS, "capabilities.tools.requires=[text,image]"], "E-CAP-03", 64, ["image"]),

@@ -269,5 +269,6 @@ def test_aggregate_means_over_the_rows_that_have_a_metric():
 
 
 def test_suites_name_their_metrics():
-    assert {name: suite.metrics[0] for name, suite in SUITES.items()} == {"tools": "exact_match", "cot": "exact_match"}
+    first = {name: suite.metrics[0] for name, suite in SUITES.items()}
+    assert first == dict.fromkeys(("tools", "cot", "reasoning"), "exact_match") | {"thinking": "corrected"}
     assert all(suite.name == name for name, suite in SUITES.items())

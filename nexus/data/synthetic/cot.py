@@ -1,5 +1,9 @@
 """Word arithmetic in two or three steps: a story, one equation a line, and the answer.
 
+The numbers stay below a hundred and a step asks for little at once: a change is a single digit, or its digits can be
+added and taken away one by one, without a carry. So a small model can learn the arithmetic itself instead of its form
+alone.
+
 Evaluation stories are new in every respect: their templates, names and objects, and every single equation
 (operands and operator) never occur in training rows. Names and objects are split by `words.split_of`, equations by the
 same hash over their text, templates by the two lists below.
@@ -15,8 +19,10 @@ from typing import Any
 from nexus.data.synthetic import words
 
 VIEWS = ("sft", "preference", "prompts")
-LARGEST = 200
-OPERATORS = {"+": 45, "-": 35, "*": 20}
+LARGEST = 99
+OPERATORS = {"+": 55, "-": 45}
+#: Share of changes by a single digit, which may carry.
+DIGIT_SHARE = 0.6
 
 _THING_WORDS = (
     "apples books coins pens shells stamps eggs cards lemons buttons tickets marbles stones plums cups keys bottles "
@@ -31,19 +37,16 @@ _OPENINGS = {
     ),
     "eval": ("At first {p} holds {n} {t}.", "{p} brings {n} {t} to school.", "The shelf of {p} carries {n} {t}."),
 }  # fmt: skip
-_CHANGES = {
+_CHANGES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "+": ("{p} buys {n} more.", "{q} gives {p} {n} more.", "Then {n} more arrive.", "{p} finds {n} more.",
               "Later {p} gets {n} more from {q}.", "{p} adds {n} more."),
         "-": ("{p} loses {n} of them.", "{p} gives {n} of them to {q}.", "{q} takes {n} of them.", "{p} sells {n}.",
               "Then {n} of them break.", "{p} gives away {n}."),
-        "*": ("Then the number becomes {n} times as large.", "{p} makes it {n} times as many.",
-              "{q} multiplies them by {n}."),
     },
     "eval": {
         "+": ("After that {q} hands {p} {n} more.", "{p} picks up {n} more.", "{n} more come by mail."),
         "-": ("After that {p} throws away {n} of them.", "{q} borrows {n} of them.", "{n} of them go missing."),
-        "*": ("By magic there are {n} times as many.", "The pile grows to {n} times its size."),
     },
 }  # fmt: skip
 _QUESTIONS = {
@@ -59,7 +62,7 @@ class Step:
 
     Attributes:
         left: number before the step.
-        operator: one of `+ - *`.
+        operator: `+` or `-`.
         right: the change.
         result: number after the step.
     """
@@ -97,10 +100,16 @@ def _step(rng: random.Random, left: int, split: str) -> Step:
     """A step whose equation belongs to the split and whose result lies in 1..`LARGEST`."""
     while True:
         operator = rng.choices(tuple(OPERATORS), tuple(OPERATORS.values()))[0]
-        right = rng.randint(2, 5) if operator == "*" else rng.randint(2, 60)
-        result = {"+": left + right, "-": left - right, "*": left * right}[operator]
-        if 1 <= result <= LARGEST and words.in_split(f"{left} {operator} {right}", split):
+        right = rng.randint(1, 9) if rng.random() < DIGIT_SHARE else rng.randint(10, 88)
+        result = left + right if operator == "+" else left - right
+        easy = right < 10 or not carries(left, operator, right)
+        if easy and 1 <= result <= LARGEST and words.in_split(f"{left} {operator} {right}", split):
             return Step(left, operator, right, result)
+
+
+def carries(left: int, operator: str, right: int) -> bool:
+    """Whether a sum carries or a difference borrows at the last digit."""
+    return left % 10 + right % 10 > 9 if operator == "+" else left % 10 < right % 10
 
 
 def sample_problem(split: str, seed: int, index: int) -> Problem:
@@ -115,7 +124,7 @@ def sample_problem(split: str, seed: int, index: int) -> Problem:
         The problem.
     """
     rng = random.Random(f"nexus-cot:{split}:{seed}:{index}")
-    number = rng.randint(3, 90)
+    number = rng.randint(3, 95)
     first = number
     steps: list[Step] = []
     for _ in range(rng.choice((2, 2, 2, 3))):
@@ -154,7 +163,7 @@ def _rejected(rng: random.Random, problem: Problem) -> dict[str, Any]:
     slipped = [*steps[:at]]
     number = steps[at].left
     for step in steps[at:]:
-        change = {"+": number + step.right, "-": number - step.right, "*": number * step.right}[step.operator]
+        change = number + step.right if step.operator == "+" else number - step.right
         slipped.append(Step(number, step.operator, step.right, change + shift))
         number, shift = change + shift, 0
     return _written(tuple(slipped), str(number))

@@ -101,7 +101,7 @@ def test_preference_and_prompts() -> None:
     assert (example.messages, example.gold, example.tools) == ((WANTED[0],), {"answer": "2"}, (TOOL,))
 
 
-@pytest.mark.parametrize("generator", ["tools", "cot"])
+@pytest.mark.parametrize("generator", ["tools", "cot", "reasoning", "thinking"])
 @pytest.mark.parametrize("view", ["sft", "preference", "prompts"])
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_embedded_generators_fit(generator: str, view: str, split: str) -> None:
