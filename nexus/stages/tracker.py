@@ -209,7 +209,7 @@ def _cuda_memory(peak: str | None, used: str | None, reserved: str | None, *, un
     """Memory on the GPU by the given columns; empty where this process uses none."""
     import torch
 
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     measured = {
         peak: torch.cuda.max_memory_allocated(),
