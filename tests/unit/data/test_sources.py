@@ -36,9 +36,9 @@ def read(path: Path, limit: int = 0) -> list[tuple[str, dict]]:
         ("a.csv", 'prompt,completion\na,b\n"a",b\n', ["a.csv:2", "a.csv:3"]),
         ("a.tsv", "prompt\tcompletion\na\tb\n", ["a.tsv:2"]),
         ("a.json", json.dumps({"x": GOOD, "7": GOOD}), ["a.json:x", "a.json:7"]),
-        ("a.jsonl.gz", gzip.compress(json.dumps(GOOD).encode() + b"\n"), ["a.jsonl.gz:1"]),
-        ("a.json.gz", gzip.compress(json.dumps([GOOD]).encode()), ["a.json.gz:row 1"]),
-        ("a.csv.gz", gzip.compress(b"prompt,completion\na,b\n"), ["a.csv.gz:2"]),
+        ("a.jsonl.gz", gzip.compress(json.dumps(GOOD).encode() + b"\n", mtime=0), ["a.jsonl.gz:1"]),
+        ("a.json.gz", gzip.compress(json.dumps([GOOD]).encode(), mtime=0), ["a.json.gz:row 1"]),
+        ("a.csv.gz", gzip.compress(b"prompt,completion\na,b\n", mtime=0), ["a.csv.gz:2"]),
     ],
 )
 def test_good_files(tmp_path: Path, name: str, content: str | bytes, places: list[str]) -> None:
@@ -84,7 +84,7 @@ def test_text_gives_a_row_for_each_paragraph(tmp_path: Path) -> None:
         ("a.parquet.gz", "PAR1", "E-DAT-08", "a.parquet.gz", ".gz"),
         ("a.xlsx", "PK", "E-DAT-08", "a.xlsx", ".xlsx"),
         ("a.jsonl.gz", b"{}", "E-DAT-10", "a.jsonl.gz", "gzip file is damaged"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n" * 9)[:-9], "E-DAT-10", "a.jsonl.gz", "gzip file is damaged"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 9, mtime=0)[:-9], "E-DAT-10", "a.jsonl.gz", "gzip file is damaged"),
     ],
 )
 def test_damage_has_a_code_and_a_place(
