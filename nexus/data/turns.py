@@ -270,6 +270,8 @@ def _messages(value: Any, what: str, keep_broken: bool) -> list[Message]:
         raise Wrong(f"{what} has no {content_key}")
     content = _content(value.get(content_key), f"{what}.{content_key}")
     if role == "assistant":
+        if value.get("literal") is True:  # text about marks: nothing in it is a call or reasoning
+            return [_named({"role": role, "content": content}, value)]
         if tool_calls is not None and not isinstance(tool_calls, list):
             raise Wrong(f"{what}.tool_calls must be a list, this is a {type(tool_calls).__name__}")
         said = assistant(content, what=what, reasoning=reasoning, calls=tool_calls, keep_broken=keep_broken)

@@ -88,7 +88,8 @@ def test_evaluation_rows_share_nothing_with_training_rows():
 
 def test_the_overlap_check_finds_what_is_shared():
     train = take("sft", "train", 50)
-    report = overlap_report(train, [*take("prompts", "eval", 50), *take("prompts", "train", 1)])
+    called = next(row for row in take("prompts", "train", 50) if row["gold"]["calls"])
+    report = overlap_report(train, [*take("prompts", "eval", 50), called])
     assert not report.clean
     assert report.functions
     assert report.argument_sets
@@ -180,10 +181,10 @@ def test_a_request_without_a_tool_has_none_that_fits(split: str):
                 for way in ways
                 for article in ("a ", "an ", "the ", "my ", "")
             )
-    assert found / 1500 == pytest.approx({"train": 0.14, "eval": 0.07}[split], abs=0.03)
+    assert found / 1500 == pytest.approx({"train": 0.16, "eval": 0.07}[split], abs=0.03)
 
 
-@pytest.mark.parametrize(("split", "shares"), [("train", (0.14, 0.68, 0.18)), ("eval", (0.07, 0.75, 0.18))])
+@pytest.mark.parametrize(("split", "shares"), [("train", (0.16, 0.62, 0.22)), ("eval", (0.07, 0.75, 0.18))])
 def test_kinds_have_their_shares(split: str, shares: tuple[float, ...]):
     calls = Counter(len(sample_task(split, 11, index).calls) for index in range(3000))
     assert [calls[n] / 3000 for n in range(3)] == pytest.approx(shares, abs=0.03)

@@ -75,12 +75,12 @@ def row(index: int, *, split: str, seed: int) -> dict[str, Any]:
     task = rng.choice(WARM_TASKS) if warm else rng.choices(tasks, cum_weights=weights)[0]
     if (index >= LATE_ROWS or split == "eval") and rng.random() < LATE_SHARE:
         task = rng.choices(LATE_TASKS, LATE_WEIGHTS)[0]
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     if not warm and rng.random() < SYSTEM_SHARE:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_TURNS)})
     for question, answer in task(rng, split):
         messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "assistant", "content": answer, "literal": True})
     return {"id": name, "messages": messages}
 
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from nexus.data.synthetic import words as w
 from nexus.data.synthetic.pretrain_copy import Turns, noun
-from nexus.data.synthetic.pretrain_json import record, say
+from nexus.data.synthetic.pretrain_json import record, say, typed_value
+
+Field = tuple[str, Any, str]
 
 NONE = "none of them"
 # Verbs that ask for the same thing; the first is the one that names have.
@@ -69,9 +71,9 @@ def _commands(rng: random.Random, split: str, count: int) -> list[Command]:
     """Distinct commands, most of them alike in the verb or in the object, no verb asking for another one's deed."""
     found = [Command(_verb(rng), _noun(rng, split))]
     while len(found) < count:
-        kind, other = rng.random(), rng.choice(found)
-        said = other.said if kind < 0.35 else _verb(rng)
-        thing = other.noun if 0.35 <= kind < 0.75 else _noun(rng, split)
+        kind, one, two = rng.random(), rng.choice(found), rng.choice(found)
+        said = one.said if kind < 0.45 else _verb(rng)
+        thing = two.noun if 0.3 <= kind < 0.8 else _noun(rng, split)
         if not any(thing == old.noun and set(said) & set(old.said) for old in found):
             found.append(Command(said, thing))
     rng.shuffle(found)
@@ -92,32 +94,47 @@ def commands(rng: random.Random, split: str) -> Turns:
         split: "train" or "eval".
 
     Returns:
-        One to three turns about one list.
+        One to five turns about one list.
     """
     known = _commands(rng, split, rng.randint(2, 5))
     missing = known.pop()
     bare = rng.random() < 0.35
-    needs: list[list[tuple[str, Any, str]]] = [[] if bare else record(rng, split, 1, 3) for _ in known]
+    needs: list[list[Field]] = [[] if bare else record(rng, split, 1, 3) for _ in known]
     form = rng.choice(("{name}: {about} [{keys}]", "{name} [{keys}] {about}", "* {name} [{keys}]: {about}"))
     lines = "\n".join(
         _entry(rng, command, [key for key, _, _ in fields], form) for command, fields in zip(known, needs, strict=True)
     )
     title = rng.choice(("Commands:", "You can use:", "Known commands:", "Buttons:"))
     turns: Turns = []
-    for _ in range(rng.randint(1, 3) if bare else 1):
-        if rng.random() < 0.15:
+    for _ in range(rng.randint(3, 5) if bare else 1):
+        if rng.random() < (0.4 if bare else 0.2):
             fields = [] if bare else record(rng, split, 1, 2)
             turns.append((_ask(rng, missing, fields), NONE))
             continue
-        places = rng.sample(range(len(known)), 2 if len(known) > 1 and rng.random() < 0.2 else 1)
-        asked, answers = [], []
-        for place in places:
-            told = [field for field in needs[place] if rng.random() < 0.85] or needs[place][:1]
-            asked.append(_ask(rng, known[place], told))
-            answer = {"do": known[place].name} | {key: item for key, item, _ in told}
-            answers.append(known[place].name if bare else json.dumps(answer, ensure_ascii=False))
-        turns.append((rng.choice((", then ", "; also ", " and ")).join(asked), "\n".join(answers)))
+        turns.append(_order(rng, split, known, needs))
     return [(f"{title}\n{lines}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
+def _order(rng: random.Random, split: str, known: list[Command], needs: list[list[Field]]) -> tuple[str, str]:
+    """A request for one command, for two, or for the same one twice, and its answer, a line for each."""
+    kind, place = rng.random(), rng.randrange(len(known))
+    places = [place]
+    if kind < 0.2 and len(known) > 1:
+        places = rng.sample(range(len(known)), 2)
+    elif kind < 0.35 and needs[place]:
+        places = [place, place]
+    asked, answers = [], []
+    for turn, place in enumerate(places):
+        told = [field for field in needs[place] if rng.random() < 0.85] or needs[place][:1]
+        if turn and place == places[0]:
+            told = [(key, *typed_value(rng, split)) for key, _, _ in told]
+            asked.append(f"{rng.choice(('another one', 'one more', 'a second one', 'the same'))}, {say(rng, told)}")
+        else:
+            asked.append(_ask(rng, known[place], told))
+        told.sort(key=lambda field: [key for key, _, _ in needs[place]].index(field[0]))
+        answer = {"do": known[place].name} | {key: item for key, item, _ in told}
+        answers.append(json.dumps(answer, ensure_ascii=False) if needs[place] else known[place].name)
+    return rng.choice((", then ", "; also ", " and ", ". Then ")).join(asked), "\n".join(answers)
 
 
 def _ask(rng: random.Random, command: Command, fields: list[tuple[str, Any, str]]) -> str:

@@ -51,7 +51,7 @@ def value(rng: random.Random, split: str) -> str:
 
 
 def noun(rng: random.Random) -> str:
-    """A common noun, of the house or of the office.
+    """A common noun, of the house or of the office; now and then another word that is used as one.
 
     Args:
         rng: source of randomness.
@@ -59,7 +59,7 @@ def noun(rng: random.Random) -> str:
     Returns:
         The word; nouns are no values and belong to both splits.
     """
-    return rng.choice(rng.choice((w.NOUNS, w.OFFICE_NOUNS)))
+    return rng.choice(rng.choice((w.NOUNS, w.OFFICE_NOUNS, w.NOUNS, w.OFFICE_NOUNS, w.COMMON)))
 
 
 def identifier(rng: random.Random, split: str) -> str:
@@ -77,7 +77,7 @@ def identifier(rng: random.Random, split: str) -> str:
         return noun(rng)
     if kind < 0.5:
         return w.invented_name(rng, split)
-    first = rng.choice(rng.choice((w.NOUNS, w.OFFICE_NOUNS, w.VERBS, w.OFFICE_VERBS, w.ADJECTIVES)))
+    first = rng.choice(rng.choice((w.NOUNS, w.OFFICE_NOUNS, w.VERBS, w.OFFICE_VERBS, w.ADJECTIVES, w.COMMON)))
     second = noun(rng) if rng.random() < 0.7 else w.invented_name(rng, split)
     return f"{first}_{second}"
 
@@ -106,7 +106,8 @@ def _items(rng: random.Random, split: str, low: int, high: int) -> list[str]:
     if rng.random() < 0.4:
         return distinct(rng, lambda: w.invented_name(rng, split, letters=0.4), count)
     if rng.random() < 0.5:
-        return distinct(rng, lambda: noun(rng), count)
+        change = rng.choice((str, str, str.title))
+        return distinct(rng, lambda: change(noun(rng)), count)
     return distinct(rng, lambda: value(rng, split), count)
 
 

@@ -149,25 +149,23 @@ def say(rng: random.Random, fields: list[tuple[str, Any, str]]) -> str:
         fields: triples of key, value and text.
 
     Returns:
-        For instance "the red bag is Oslo, house size: 4 and with lamp drabo".
+        For instance "the red bag is Oslo, house size: 4, without a cup and with lamp drabo".
     """
     frames = (
-        "{k} is {v}",
-        "the {k} is {v}",
-        "{k} {v}",
-        "{v} as {k}",
-        "{k}: {v}",
-        "{v} for the {k}",
-        "with {k} {v}",
-        "set {k} to {v}",
-    )
+        "{k} is {v}", "the {k} is {v}", "{k} {v}", "{v} as {k}", "{k}: {v}", "{v} for the {k}", "with {k} {v}",
+        "with the {k} {v}", "set {k} to {v}", "a {k} of {v}",
+    )  # fmt: skip
+    numbers = ("{v} {k}", "for {v} {k}", "with {v} {k}")
+    flags = {True: ("with {k}", "{k}, please", "and {k}"), False: ("without {k}", "no {k}", "not {k}")}
     one = rng.choice(frames)
-    parts = [
-        (one if rng.random() < 0.6 else rng.choice(frames)).format(
-            k=key.replace("_", " ") if rng.random() < 0.8 else key, v=text
-        )
-        for key, _, text in fields
-    ]
+    parts = []
+    for key, item, text in fields:
+        frame = one if rng.random() < 0.6 else rng.choice(frames)
+        if isinstance(item, bool) and rng.random() < 0.6:
+            frame = rng.choice(flags[item])
+        elif isinstance(item, int | float) and rng.random() < 0.4:
+            frame = rng.choice(numbers)
+        parts.append(frame.format(k=key.replace("_", " ") if rng.random() < 0.8 else key, v=text))
     return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
 
 

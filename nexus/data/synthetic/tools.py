@@ -2,7 +2,7 @@
 
 A task is sampled once from (split, seed, index); the three views `sft`, `preference` and `prompts` only show it in
 different ways. A task is one call, two calls or a request that no offered tool fits: 75, 18 and 7 % of the evaluation
-rows. In the training rows no tool fits in 14 %, or the model learns to call something always. Functions, their
+rows. In the training rows no tool fits in 16 %, or the model learns to call something always. Functions, their
 argument sets and all values belong to one split each (see `tools_catalog` and `words`); only booleans, whose two
 values exist once in the world, occur in both.
 
@@ -26,7 +26,7 @@ from nexus.data.synthetic.tools_catalog import VERBS, Function, Parameter, funct
 VIEWS = ("sft", "preference", "prompts")
 NO_TOOL_ANSWER = "None of the tools can do that."
 KINDS = {
-    "train": {"single": 68, "parallel": 18, "none": 14},
+    "train": {"single": 62, "parallel": 22, "none": 16},
     "eval": {"single": 75, "parallel": 18, "none": 7},
 }
 OFFERED = {1: 14, 2: 46, 3: 28, 4: 9, 5: 3}

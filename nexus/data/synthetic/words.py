@@ -148,6 +148,10 @@ JOBS = _words(
     scientist engineer carpenter cashier coach dancer designer detective electrician firefighter fisher
     """
 )
+#: Every common word, whatever it is used for elsewhere: copying must not depend on it.
+COMMON = tuple(
+    sorted({*NOUNS, *ADJECTIVES, *VERBS, *OFFICE_NOUNS, *OFFICE_VERBS, *COLORS, *MATERIALS, *FOODS, *ANIMALS, *JOBS})
+)
 COMPANY_ENDINGS = (
     "Labs",
     "Foods",

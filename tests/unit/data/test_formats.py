@@ -8,6 +8,8 @@ import pytest
 
 from nexus.data.formats import to_example
 from nexus.data.sources import generate_rows
+from nexus.data.synthetic.pretrain import LATE_ROWS
+from nexus.data.synthetic.pretrain import row as pretrain_row
 from nexus.errors import NexusError
 from nexus.types import Example
 
@@ -111,6 +113,20 @@ def test_embedded_generators_fit(generator: str, view: str, split: str) -> None:
     assert all(example.messages for example in examples)
     assert all((view == "preference") == bool(example.chosen and example.rejected) for example in examples)
     assert all((view == "prompts") == (example.gold is not None) for example in examples)
+
+
+def test_pretraining_rows_are_read_word_for_word() -> None:
+    """They speak of marks, and `<tool_call>Oslo</tool_call>` is no call there."""
+    marked = 0
+    for index in range(LATE_ROWS, LATE_ROWS + 1500):
+        row = pretrain_row(index, split="train", seed=3)
+        example = to_example(row, place="p", source="g", view="sft", fields={})
+        assert example.text == row.get("text")
+        said = [(m["role"], m["content"]) for m in row.get("messages", ())]
+        assert [(m["role"], m["content"]) for m in example.messages] == said
+        assert not any(m.keys() - {"role", "content"} for m in example.messages)
+        marked += any("<tool_call>" in content or "<think>" in content for _, content in said)
+    assert marked > 50
 
 
 @pytest.mark.parametrize(
