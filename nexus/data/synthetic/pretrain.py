@@ -35,7 +35,7 @@ SYSTEM_TURNS = (
 )
 TASKS: tuple[tuple[Callable[[random.Random, str], copying.Turns], float], ...] = (
     (copying.echo, 4), (copying.repeat, 7), (copying.positions, 8), (copying.lookup, 12), (copying.quoted, 6),
-    (copying.template, 3),
+    (copying.template, 3), (copying.member, 9),
     (forms.write_json, 9), (forms.form, 10), (forms.read_json, 5), (forms.edit_json, 4), (forms.table_json, 5),
     (forms.choose, 9), (forms.counter, 14), (forms.extract, 6),
     (world.arithmetic, 5), (world.two_steps, 2), (world.numbers, 3), (world.sort_words, 2), (world.talk, 2),
@@ -44,9 +44,9 @@ TASKS: tuple[tuple[Callable[[random.Random, str], copying.Turns], float], ...] =
 
 
 # Tasks that join the skills above come last, when there are skills to join: from this row on, in this share of rows.
-LATE_ROWS = 110_000
-LATE_SHARE = 0.45
-LATE_TASKS, LATE_WEIGHTS = (commands, copying.marked), (0.8, 0.2)
+LATE_ROWS = 70_000
+LATE_SHARE = 0.6
+LATE_TASKS, LATE_WEIGHTS = (commands, copying.marked), (0.85, 0.15)
 WARM_TASKS = (forms.write_json, forms.form, copying.lookup)
 
 

@@ -98,7 +98,7 @@ def commands(rng: random.Random, split: str) -> Turns:
     """
     known = _commands(rng, split, rng.randint(2, 5))
     missing = known.pop()
-    bare = rng.random() < 0.35
+    bare = rng.random() < 0.4
     needs: list[list[Field]] = [[] if bare else record(rng, split, 1, 3) for _ in known]
     form = rng.choice(("{name}: {about} [{keys}]", "{name} [{keys}] {about}", "* {name} [{keys}]: {about}"))
     lines = "\n".join(

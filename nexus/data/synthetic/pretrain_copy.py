@@ -193,6 +193,44 @@ def positions(rng: random.Random, split: str) -> Turns:
     return [(start + turns[0][0], turns[0][1]), *turns[1:]]
 
 
+def member(rng: random.Random, split: str) -> Turns:
+    """Whether a list has a word, or a pair of words; most pairs that it has not are made of words that it has.
+
+    Args:
+        rng: source of randomness.
+        split: "train" or "eval".
+
+    Returns:
+        Four to seven turns about one list.
+    """
+
+    def word() -> str:
+        return noun(rng) if rng.random() < 0.7 else w.invented_name(rng, split)
+
+    pools = (w.VERBS, w.OFFICE_VERBS, w.ADJECTIVES, w.OFFICE_NOUNS)
+    firsts = distinct(rng, lambda: rng.choice(rng.choice(pools)), rng.randint(2, 4))
+    seconds = distinct(rng, word, rng.randint(2, 4))
+    pairs = rng.random() < 0.75
+    every = [(one, two) for one in firsts for two in seconds] if pairs else [("", two) for two in seconds]
+    items = rng.sample(every, max(1, len(every) // 2 if pairs else len(every) - 1))
+    joint = rng.choice(" _")
+    between = rng.choice((", ", "\n", "; ", " and "))
+    title = rng.choice(("List: ", "We have ", "Here: ", "On the shelf:\n", "Known:\n", ""))
+    start = title + between.join(joint.join(filter(None, item)) for item in items)
+    ask = rng.choice(("{}?", "Is there {}?", "Do we have {}?", "Can you find the {}?", "{} in the list?"))
+    turns: Turns = []
+    for _ in range(rng.randint(4, 7)):
+        kind = rng.random()
+        if kind < 0.5:
+            item = rng.choice(items)
+        elif kind < 0.8 or not pairs:
+            item = rng.choice([item for item in every if item not in items])
+        else:
+            item = rng.choice([(rng.choice(firsts), word()), (rng.choice(rng.choice(pools)), rng.choice(seconds))])
+        turns.append((ask.format(" ".join(filter(None, item))), "yes" if item in items else "no"))
+    return [(f"{start}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
 def lookup(rng: random.Random, split: str) -> Turns:
     """A small table of names and values, asked in both directions.
 
