@@ -92,6 +92,5 @@ class TrainingProgress(Callback):
             return
         done = trainer.global_step - start_step
         left = seconds / max(1, done) * (trainer.max_steps - trainer.global_step)
-        self.console.print(
-            f"step {trainer.global_step}/{trainer.max_steps}  {numbers}  {left:.0f} s left", highlight=False
-        )
+        line = f"step {trainer.global_step}/{trainer.max_steps}  {numbers}  {left:.0f} s left"
+        self.console.print(line, highlight=False, soft_wrap=True)

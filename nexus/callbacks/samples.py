@@ -78,5 +78,6 @@ class Samples(Callback):
             for name, answer in zip(self.prompts, answers, strict=True):
                 row = {"step": trainer.global_step, "id": name, "answer": answer.text, "finished": answer.finished}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        first = answers[0].text.replace("\n", " ")
-        self.console.print(f"[dim]sample at step {trainer.global_step}: {escape(first[:150])}[/dim]", highlight=False)
+        first = escape(answers[0].text.replace("\n", " ")[:150])
+        line = f"[dim]sample at step {trainer.global_step}: {first}[/dim]"
+        self.console.print(line, highlight=False, soft_wrap=True)

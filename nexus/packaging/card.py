@@ -20,6 +20,7 @@ def model_card(
     recipe: Mapping[str, Any],
     max_logit_difference: float,
     quantization: str | None,
+    is_reward_model: bool = False,
 ) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
@@ -37,17 +38,19 @@ def model_card(
         max_logit_difference: largest difference of the logits of this folder from those of the model as it was
             trained, on the probe tokens.
         quantization: the 4-bit type that the base was trained in; None for a base as it is stored.
+        is_reward_model: whether the folder judges answers instead of writing them.
 
     Returns:
         The card's text.
     """
     licences = "\n".join(f"- {source}: {licence}" for source, licence in sorted(sources.items()))
     table = _table(scores)
+    auto_class = "AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM"
     settings = "\n".join(f"- {key}: {value}" for key, value in recipe.items())
     return f"""---
 library_name: transformers
 base_model: {base_name}
-pipeline_tag: text-generation
+pipeline_tag: {"text-classification" if is_reward_model else "text-generation"}
 tags: [nexus, {method}{"".join(f", {capability}" for capability in capabilities)}]
 ---
 
@@ -67,7 +70,7 @@ package.
 
 {settings}
 
-{_packaging(adapter, max_logit_difference, quantization)}
+{_packaging(adapter, max_logit_difference, quantization, "reward" if is_reward_model else "logit")}
 
 The hashes of all files stand in `manifest.json`.
 
@@ -80,9 +83,9 @@ SHA-256 of the training tokens: `{data_sha256}`
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {auto_class}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 """
@@ -98,9 +101,9 @@ def _table(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) 
     return "\n".join(rows)
 
 
-def _packaging(adapter: str, difference: float, quantization: str | None) -> str:
+def _packaging(adapter: str, difference: float, quantization: str | None, output: str) -> str:
     """What was merged into what, and how far the result is from the model that was trained."""
-    text = f"The weights here answer as the trained model did: the largest difference of a logit is {difference:.2g}."
+    text = f"The weights here do as the trained model did: the largest difference of a {output} is {difference:.2g}."
     if adapter == "none":
         return text
     if quantization is None:

@@ -52,7 +52,7 @@ def evaluate(config: dict[str, Any], prepared: Prepared, output: Path | None) ->
         prompts=prompts,
         held_out=NexusDataModule(prepared.corpus).held_out_batches(),
         batch_size=config["evaluation"]["batch_size"],
-        tell=lambda line: console.print(line, highlight=False),
+        tell=lambda line: console.print(line, highlight=False, soft_wrap=True),
         rewards=None if answers else lambda batch: completion_rewards(model, model.score, batch),
     )
     scores = plain_scores(scoring.scores)

@@ -393,6 +393,7 @@ def _package(run: Run, method: Method, report: dict[str, Any]) -> PackageInfo:
         data_sha256=corpus.data_sha256,
         recipe=_recipe(config),
         quantization=_quantization(adapter) if adapter["name"] == "qlora" else None,
+        is_reward_model=isinstance(method, RewardModel),
     )
     dtype = str(next(method.policy.parameters()).dtype).removeprefix("torch.")
     return write_package(
@@ -462,8 +463,9 @@ def _print_end(run: Run, report: dict[str, Any]) -> None:
     run.tell(f"report   {run.folder / 'report.json'}")
     if report["package"]:
         run.tell(f"package  {run.folder / report['package']['path']}")
+        outputs = "logits" if planning.answers_prompts(run.config) else "rewards"
         drift = report["package"]["max_logit_difference"]
-        run.tell(f"         its logits are within {drift:.2g} of the trained model's")
+        run.tell(f"         its {outputs} are within {drift:.2g} of the trained model's")
 
 
 def _quiet_libraries() -> None:

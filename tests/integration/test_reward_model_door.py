@@ -30,6 +30,7 @@ def _trained(door: Door, judge: Path) -> None:
     if not judge.exists():
         done = door("train", "+capability=tools", "scale=quick", "method=reward_model", f"run_dir={judge}")
         assert done.status == 0, done.errors
+        assert "its rewards are within" in done.output
 
 
 def test_its_run_measures_held_out_pairs_and_nothing_else(door: Door, tmp_path: Path, judge: Path) -> None:

@@ -111,6 +111,11 @@ def test_the_card_says_how_far_the_merged_weights_are_from_what_was_trained() ->
     assert "`adapter/` and fits the base model" in model_card(**(CARD | {"adapter": "lora"}))
     quantized = model_card(**(CARD | {"adapter": "qlora", "quantization": "nf4 with double quantization"}))
     assert "frozen in 4 bits (nf4 with double quantization)" in quantized
+    judge = model_card(**CARD, is_reward_model=True)
+    assert "the largest difference of a reward is 0.0012." in judge
+    assert "AutoModelForSequenceClassification.from_pretrained" in judge
+    assert "pipeline_tag: text-classification" in judge
+    assert "CausalLM" not in judge
 
 
 def test_the_card_holds_the_scores_the_recipe_and_the_licences() -> None:
