@@ -45,6 +45,7 @@ class MemorySettings:
         rollout_rows: answers at a time that are sampled while training; 0 if none are.
         judge_parameters: weights of a reward model beside the policy; 0 without one.
         judge_bytes: what they take.
+        keeps_reference: whether what is trained is there once more, as the phase began.
     """
 
     precision: str
@@ -71,6 +72,7 @@ class MemorySettings:
     rollout_rows: int = 0
     judge_parameters: int = 0
     judge_bytes: int = 0
+    keeps_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,16 @@ def _weights(facts: ModelFacts, settings: MemorySettings) -> tuple[MemoryItem, .
     return tuple(items)
 
 
-def _judge(settings: MemorySettings) -> tuple[MemoryItem, ...]:
-    """A reward model, which stays from the first rollout to the end of training."""
-    count, size = settings.judge_parameters, settings.judge_bytes
-    return (MemoryItem("reward model", size, f"{count:,} weights of {8 * size // count} bits"),) if count else ()
+def _beside(facts: ModelFacts, settings: MemorySettings) -> list[MemoryItem]:
+    """What stays beside the policy from the first rollout to the end of training: its reference and a reward model."""
+    items = []
+    if settings.keeps_reference:
+        trained = _trained(facts, settings)
+        items.append(MemoryItem("reference", 4 * trained, f"{trained:,} trained weights as the phase began"))
+    if count := settings.judge_parameters:
+        size = settings.judge_bytes
+        items.append(MemoryItem("reward model", size, f"{count:,} weights of {8 * size // count} bits"))
+    return items
 
 
 def _optimizer(facts: ModelFacts, settings: MemorySettings) -> MemoryItem:
@@ -223,7 +231,7 @@ def _moments(facts: ModelFacts, settings: MemorySettings) -> list[MemoryPhase]:
     """The training phase as it stands at each moment that can be its peak."""
     width, trained = 8 * parts.PRECISION_BYTES[settings.precision], _trained(facts, settings)
     shape: Any = {"precision": settings.precision, "trains_base": settings.trains_base}
-    steady = [*_weights(facts, settings), *_judge(settings), _optimizer(facts, settings)]
+    steady = [*_weights(facts, settings), *_beside(facts, settings), _optimizer(facts, settings)]
     if casts := parts.cast_bytes(facts, trains_base=settings.trains_base, precision=settings.precision):
         steady.append(MemoryItem("16-bit copies", casts, "of the linear layers' weights, for the length of a step"))
     gradients = MemoryItem("gradients", 4 * trained, f"{trained:,} trained weights of 32 bits")
@@ -283,7 +291,7 @@ def _loss(facts: ModelFacts, settings: MemorySettings) -> MemoryItem:
 def _rollout(facts: ModelFacts, settings: MemorySettings) -> MemoryPhase:
     """Sampling answers while training: no gradients and no activations, but the optimizer stays where it is."""
     items = (*_weights(facts, settings), *_answering(facts, settings, settings.rollout_rows))
-    return MemoryPhase("rollout", "longest answers", (*items, *_judge(settings), _optimizer(facts, settings)))
+    return MemoryPhase("rollout", "longest answers", (*items, *_beside(facts, settings), _optimizer(facts, settings)))
 
 
 def _answering(facts: ModelFacts, settings: MemorySettings, rows: int) -> tuple[MemoryItem, MemoryItem]:

@@ -304,6 +304,7 @@ def memory_plan_of(
         rollout_rows=0 if rollout is None else _answers_at_a_time(config),
         judge_parameters=judge,
         judge_bytes=judge * (2 if precision == "bf16" else 4),
+        keeps_reference=rollout is not None and config["method"]["kl_coef"] > 0,
     )
     return plan_memory(facts, settings)
 

@@ -81,6 +81,17 @@ def test_lines_by_hand() -> None:
     assert plan.rows()[-1][2] == format_bytes(plan.total_bytes)
 
 
+def test_what_stays_beside_a_policy() -> None:
+    """Reinforcement keeps what it trains once more, and a reward model, while it samples and while it trains."""
+    kept = replace(SETTINGS, rollout_rows=2, keeps_reference=True, judge_parameters=500, judge_bytes=1_000)
+    alone = replace(SETTINGS, rollout_rows=2)
+    for phase, bare in zip(plan_memory(FACTS, kept).phases, plan_memory(FACTS, alone).phases, strict=True):
+        added = {item.name: item.num_bytes for item in phase.items if item not in bare.items}
+        assert added == ({"reference": 400, "reward model": 1_000} if phase.name in ("rollout", "train") else {})
+    full = replace(kept, precision="fp32", storage="fp32", trains_base=True, adapter_parameters=0, adapter_rank=0)
+    assert {item.name: item.num_bytes for item in plan_memory(FACTS, full).train.items}["reference"] == 4_000
+
+
 def test_full_training_by_hand() -> None:
     """Weights and optimizer stay; the end of a backward pass adds gradients and embedding tables."""
     full = replace(SETTINGS, precision="fp32", storage="fp32", trains_base=True, adapter_parameters=0, adapter_rank=0)
