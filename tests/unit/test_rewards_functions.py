@@ -23,7 +23,8 @@ TOOLS = [
     for name in ("weather", "hotel")
 ]  # fmt: skip
 PROMPT = [{"role": "user", "content": "Weather in Oslo for 3 days"}]
-SHARES = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1}
+PARTIAL = 0.3
+SHARES = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1, "partial": PARTIAL}
 
 
 def written(*calls: tuple[str, dict[str, Any]]) -> str:
@@ -59,17 +60,17 @@ RIGHT = ("weather", {"city": "Oslo", "days": 3})
     ],
 )
 def test_tool_call_shares(text: str, expected: float) -> None:
-    assert calls_reward(text, [RIGHT]) == pytest.approx(expected)
+    assert calls_reward(text, [RIGHT]) == pytest.approx(expected if expected == 1 else PARTIAL * expected)
     assert calls_reward(text, [RIGHT], finished=False) == 0.0
 
 
 def test_tool_call_of_two() -> None:
     other = ("hotel", {"city": "Bergen"})
     assert calls_reward(written(other, RIGHT), [RIGHT, other]) == 1.0
-    assert calls_reward(written(RIGHT), [RIGHT, other]) == pytest.approx(0.5)
+    assert calls_reward(written(RIGHT), [RIGHT, other]) == pytest.approx(PARTIAL * 0.5)
     near = ("weather", {"city": "Oslo", "days": 4})
     # each call serves one right call, the best pair first
-    assert calls_reward(written(near, RIGHT), [RIGHT, RIGHT]) == pytest.approx(0.1 + 0.2 + 0.6 * 0.75 + 0.1)
+    assert calls_reward(written(near, RIGHT), [RIGHT, RIGHT]) == pytest.approx(PARTIAL * (0.1 + 0.2 + 0.6 * 0.75 + 0.1))
 
 
 def test_tool_call_where_no_tool_fits() -> None:
@@ -89,7 +90,7 @@ def test_tool_call_where_no_tool_fits() -> None:
 
 def test_a_wrong_call_never_looks_right() -> None:
     wrong = written(("weather", {"city": "Bergen", "days": 3}))
-    assert calls_reward(wrong, [RIGHT], arguments=0.0) == pytest.approx(0.99)
+    assert calls_reward(wrong, [RIGHT], arguments=0.0) == pytest.approx(PARTIAL)
     with pytest.raises(ValueError, match="all 0"):
         calls_reward(wrong, [RIGHT], parse=0, name=0, arguments=0, schema=0)
 
