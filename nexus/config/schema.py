@@ -27,12 +27,13 @@ from nexus.config.method_schema import METHOD
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Peak rates that a base model recommends."""
+    """Peak rates that a base model recommends; `rollouts` is a share of them, for methods that sample their answers."""
 
     full: Positive
     adapter: Positive
     quantized: Positive
     cpt: Positive
+    rollouts: Positive
 
 
 @dataclass(frozen=True)
