@@ -48,6 +48,13 @@ def _sampling_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
                 "answers are kept by their rewards, and there are none",
                 f"+reward@capabilities.{name}.rewards.answer=answer",
             )
+        if entry["status"] == "ready" and entry["environment"]:
+            yield Problem(
+                "E-CFG-03",
+                f"capabilities.{name}.environment",
+                "the rows that are written hold one answer, and this makes conversations",
+                f"capabilities.{name}.environment=null",
+            )
     for key in ("prompt", "system", "tools"):
         if config[key]:
             yield Problem("E-CFG-03", key, "prompts come from the capability", f"leave {key} out, or mode=chat")

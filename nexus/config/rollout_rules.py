@@ -8,6 +8,9 @@ from typing import Any
 from nexus.config.capabilities import MEASURED_ONLY
 from nexus.errors import Problem
 
+#: Metrics of capabilities whose answers call functions.
+_CALLING = ("tools", "tool_results")
+
 
 def rollout_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     """What keeps answers from being rewarded.
@@ -63,6 +66,25 @@ def rollout_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             "= 'auto' asks how well the base does, and evaluation.before=false does not measure it",
             "method.cold_start.when=always or =never",
         )
+
+
+def environment_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """An environment where no answer could call anything.
+
+    Args:
+        config: resolved, plain containers.
+
+    Yields:
+        `E-CFG-03`.
+    """
+    for name, entry in config["capabilities"].items():
+        if entry["status"] == "ready" and entry["environment"] and entry["metrics"] not in _CALLING:
+            yield Problem(
+                "E-CFG-03",
+                f"capabilities.{name}.environment",
+                "it executes calls, and the answers of this capability hold none",
+                f"capabilities.{name}.environment=null",
+            )
 
 
 def _value_problems(config: Mapping[str, Any]) -> Iterator[Problem]:

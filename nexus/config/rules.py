@@ -16,7 +16,7 @@ from nexus.config.datasets import source_problems
 from nexus.config.datasets import training_problems as eval_only_problems
 from nexus.config.folders import ASSETS, data_file
 from nexus.config.generate_rules import mode_problems
-from nexus.config.rollout_rules import rollout_problems
+from nexus.config.rollout_rules import environment_problems, rollout_problems
 from nexus.config.run_control_rules import run_control_problems
 from nexus.config.training_rules import rope_problems, training_problems
 from nexus.config.walk import nearest
@@ -97,6 +97,11 @@ def _training_settings_fit(config: Config) -> Iterator[Problem]:
 @_rule("train", reads=("capabilities", "data", "evaluation", "method"))
 def _answers_can_be_rewarded(config: Config) -> Iterator[Problem]:
     yield from rollout_problems(config)
+
+
+@_rule(*_ALL, reads=("capabilities",))
+def _environments_have_calls(config: Config) -> Iterator[Problem]:
+    yield from environment_problems(config)
 
 
 @_rule(

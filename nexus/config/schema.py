@@ -146,6 +146,14 @@ class Reward:
 
 
 @dataclass(frozen=True)
+class Environment:
+    """`capabilities.NAME.environment`: who executes the calls of an answer."""
+
+    name: Literal["tools"]
+    max_turns: Annotated[int, Limits(low=2)]
+
+
+@dataclass(frozen=True)
 class ReadyCapability:
     """An entry of `capabilities` that can be used."""
 
@@ -153,7 +161,8 @@ class ReadyCapability:
     description: str
     requires: list[Modality]
     max_new_tokens: Count
-    metrics: Literal["tools", "cot", "reasoning", "thinking", "streaming", "refusal"]
+    environment: Environment | None
+    metrics: Literal["tools", "tool_results", "cot", "reasoning", "thinking", "streaming", "refusal"]
     primary_metric: str
     rewards: dict[str, Reward]
     sources: dict[str, Card]

@@ -8,10 +8,12 @@ from typing import Any
 
 from nexus.text.answers import Equation, equations, final_answer, marked_answer, normalize_number, same_number
 from nexus.text.call_match import call_problems, count_matches, declines
+from nexus.text.equality import same_answer
 from nexus.text.think import split_think
 from nexus.text.tool_calls import parse_answer
 
 TOOLS_METRICS = ("exact_match", "name", "arguments", "schema", "irrelevance")
+TOOL_RESULTS_METRICS = ("exact_match", "calls", "answer")
 COT_METRICS = ("exact_match", "steps", "format")
 
 
@@ -56,6 +58,32 @@ def tools_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: 
         "arguments": matched / len(gold),
         "schema": float(all(not call_problems(call, tools) for call in parsed.calls)),
     }
+
+
+def tool_results_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:
+    """Score a conversation in which functions are called and their results are stated.
+
+    - `exact_match`: both of the following.
+    - `calls`: exactly the right calls were made, over all turns, in any order (`exact_match` of `tools_metrics`).
+    - `answer`: the last turn calls nothing and marks the right answer.
+
+    Args:
+        prompt_row: `gold` = {"calls": [..], "answer": text}, `tools`, `prompt`, and `turns`, what came after it.
+        answer_text: what the model wrote in all turns.
+        finished: False if the token limit ended the conversation.
+
+    Returns:
+        Metric values.
+
+    Raises:
+        NexusError: `E-DAT-30` if an offered schema has an unknown type.
+    """
+    last = str(prompt_row["turns"][-1]["content"])
+    said, parsed = marked_answer(last), parse_answer(last)
+    calls = tools_metrics(prompt_row, answer_text, finished=finished)["exact_match"]
+    right = said is not None and same_answer(said, str(prompt_row["gold"]["answer"]), 0.0)
+    answer = float(finished and right and not parsed.calls and not parsed.malformed)
+    return {"exact_match": calls * answer, "calls": calls, "answer": answer}
 
 
 def cot_metrics(prompt_row: Mapping[str, Any], answer_text: str, *, finished: bool) -> dict[str, float]:

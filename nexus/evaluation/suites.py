@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nexus.evaluation.metrics import COT_METRICS, TOOLS_METRICS, cot_metrics, tools_metrics
+from nexus.evaluation.metrics import (
+    COT_METRICS,
+    TOOL_RESULTS_METRICS,
+    TOOLS_METRICS,
+    cot_metrics,
+    tool_results_metrics,
+    tools_metrics,
+)
 from nexus.evaluation.refusal_metrics import REFUSAL_METRICS, refusal_metrics
 from nexus.evaluation.statistics import bootstrap_interval, wilson_interval
 from nexus.evaluation.thought_metrics import (
@@ -46,6 +53,7 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "tools": Suite("tools", TOOLS_METRICS, tools_metrics),
+    "tool_results": Suite("tool_results", TOOL_RESULTS_METRICS, tool_results_metrics, compared=TOOL_RESULTS_METRICS),
     "cot": Suite("cot", COT_METRICS, cot_metrics),
     "reasoning": Suite("reasoning", REASONING_METRICS, reasoning_metrics),
     "thinking": Suite("thinking", THINKING_METRICS, thinking_metrics),

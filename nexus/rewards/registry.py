@@ -25,7 +25,7 @@ from nexus.types import Example, Message
 Function = Callable[..., float]
 
 #: What a reward function may read, by the name of its argument; every other argument is an option.
-READABLE = ("completion", "gold", "prompt", "tools", "finished", "num_tokens")
+READABLE = ("completion", "gold", "prompt", "tools", "finished", "num_tokens", "turns")
 
 BUILT_IN: dict[str, Function] = {
     "tool_call": tool_call,
@@ -49,12 +49,14 @@ class Sample:
 
     Attributes:
         id: name of the row, for messages.
-        completion: decoded answer without its stop token, tags kept.
+        completion: decoded answer without its stop token, tags kept; of a conversation what the model wrote, turn after
+            turn in a line of its own.
         gold: what is right; None if the row has nothing.
         prompt: chat turns before the completion.
         tools: definitions on offer, in the HF form.
         finished: False if the token limit ended the completion.
-        num_tokens: tokens of the completion, with its stop token.
+        num_tokens: tokens of the completion, with its stop tokens.
+        turns: what came after the prompt as chat turns: the answer alone, or in turn with results of an environment.
     """
 
     id: str
@@ -64,11 +66,14 @@ class Sample:
     tools: tuple[Mapping[str, Any], ...]
     finished: bool
     num_tokens: int
+    turns: tuple[Message, ...] = ()
 
     @classmethod
-    def of(cls, example: Example, *, completion: str, finished: bool, num_tokens: int) -> Sample:
+    def of(
+        cls, example: Example, *, completion: str, finished: bool, num_tokens: int, turns: tuple[Message, ...] = ()
+    ) -> Sample:
         """The sample of a prompt row and what was generated for it; the gold travels with the row."""
-        return cls(example.id, completion, example.gold, example.messages, example.tools, finished, num_tokens)
+        return cls(example.id, completion, example.gold, example.messages, example.tools, finished, num_tokens, turns)
 
 
 @dataclass(frozen=True)
@@ -306,8 +311,8 @@ def signature_problem(function: Function, options: Mapping[str, Any]) -> str | N
         optional = parameter.default is not kinds.empty or parameter.kind is kinds.VAR_KEYWORD
         if name not in READABLE and name not in options and not optional:
             return f"needs {name!r}, which is neither one of {', '.join(READABLE)} nor among its options"
-    if not {"completion", "num_tokens"} & set(parameters):
-        return "reads neither completion nor num_tokens"
+    if not {"completion", "num_tokens", "turns"} & set(parameters):
+        return "reads neither completion nor num_tokens nor turns"
     if not any(parameter.kind is kinds.VAR_KEYWORD for parameter in parameters.values()):
         for name in options:
             if name not in parameters:

@@ -6,6 +6,7 @@ where a loss reads them, log-probabilities under the policy that sampled and und
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -19,6 +20,7 @@ from torch import Tensor
 from nexus.models.head import target_logprobs
 from nexus.rewards.registry import Rewarded, Rewards, Sample
 from nexus.rollout.engines import Engine, Sampling
+from nexus.rollout.environment import Conversation, Environment, converse
 from nexus.types import Generation, MicroBatch, TokenizedGroup, TokenizedPrompt
 
 #: Values of a group that are rewards: `reward` is the weighted sum, `reward/NAME` what one function gave.
@@ -39,18 +41,19 @@ class Visit:
     epoch: int
 
 
-def sample_seed(*, seed: int, visit: Visit, sample: int) -> int:
+def sample_seed(*, seed: int, visit: Visit, sample: int, turn: int = 0) -> int:
     """Seed of one answer: the same run gives the same answer to a prompt, whatever else is answered beside it.
 
     Args:
         seed: of the run.
         visit: the prompt and its epoch.
         sample: index within the group.
+        turn: of a conversation with an environment, from 0.
 
     Returns:
         63 bits.
     """
-    text = f"nexus/rollout/{seed}/{visit.epoch}/{visit.prompt.id}/{sample}"
+    text = f"nexus/rollout/{seed}/{visit.epoch}/{visit.prompt.id}/{sample}" + (f"/{turn}" if turn else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
@@ -60,11 +63,13 @@ class Task:
 
     Attributes:
         rewards: what an answer earns.
-        max_new_tokens: limit of an answer.
+        max_new_tokens: limit of an answer, or of a conversation with an environment.
+        environment: executes what an answer calls; None ends every answer where it ends.
     """
 
     rewards: Rewards
     max_new_tokens: int
+    environment: Environment | None = None
 
 
 class Critic(Protocol):
@@ -164,34 +169,66 @@ class Collector:
         self.seconds["rewarding"] += time.perf_counter() - answered
         return groups
 
-    def _answer(self, model: Any, visits: Sequence[Visit]) -> list[list[Generation]]:
-        """`num_generations` answers to each prompt; one call of the engine for each limit of the answers."""
+    def _answer(self, model: Any, visits: Sequence[Visit]) -> list[list[Conversation]]:
+        """`num_generations` answers to each prompt; one call of the engine for each limit of the answers and turn."""
         each = self.num_generations
-        found: dict[int, list[Generation]] = {}
-        for limit in sorted({task.max_new_tokens for task in self.tasks.values()}):
-            chosen = [i for i, v in enumerate(visits) if self.tasks[v.prompt.source].max_new_tokens == limit]
+        found: dict[int, list[Conversation]] = {}
+        kinds = [(task.max_new_tokens, task.environment) for task in self.tasks.values()]
+        for kind in sorted(dict.fromkeys(kinds), key=lambda kind: kind[0]):
+            tasks = {name for name, own in zip(self.tasks, kinds, strict=True) if own == kind}
+            chosen = [i for i, visit in enumerate(visits) if visit.prompt.source in tasks]
             if not chosen:
                 continue
-            with self._precision():
-                answers = self.engine(
-                    model=model,
-                    tokenizer=self.tokenizer,
-                    prompts=[visits[i].prompt.input_ids for i in chosen for _ in range(each)],
-                    seeds=[sample_seed(seed=self.seed, visit=visits[i], sample=k) for i in chosen for k in range(each)],
-                    sampling=Sampling(limit, self.temperature, self.top_p, self.batch_size),
-                )
-            found.update((i, answers[k * each : (k + 1) * each]) for k, i in enumerate(chosen))
+            asked = [(visits[i], sample) for i in chosen for sample in range(each)]
+            said = converse(
+                answer=functools.partial(self._turn, model, asked),
+                tokenizer=self.tokenizer,
+                prompts=[visit.prompt.input_ids for visit, _ in asked],
+                tools=[visit.prompt.example.tools for visit, _ in asked],
+                environment=kind[1],
+                max_new_tokens=kind[0],
+            )
+            found.update((i, said[k * each : (k + 1) * each]) for k, i in enumerate(chosen))
         return [found[i] for i in range(len(visits))]
+
+    def _turn(
+        self,
+        model: Any,
+        asked: Sequence[tuple[Visit, int]],
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        turn: int,
+        limit: int,
+    ) -> list[Generation]:
+        """The answers of some rows of `asked`, which are a visit and a sample each."""
+        seeds = [
+            sample_seed(seed=self.seed, visit=visit, sample=sample, turn=turn)
+            for visit, sample in (asked[row] for row in rows)
+        ]
+        with self._precision():
+            return self.engine(
+                model=model,
+                tokenizer=self.tokenizer,
+                prompts=prompts,
+                seeds=seeds,
+                sampling=Sampling(limit, self.temperature, self.top_p, self.batch_size),
+            )
 
     def _precision(self) -> Any:
         device, dtype = self.autocast or ("cpu", torch.bfloat16)
         return torch.autocast(device, dtype=dtype, enabled=self.autocast is not None)
 
-    def _group(self, visit: Visit, answers: Sequence[Generation]) -> TokenizedGroup:
+    def _group(self, visit: Visit, answers: Sequence[Conversation]) -> TokenizedGroup:
         prompt = visit.prompt
         samples = [
-            Sample.of(prompt.example, completion=a.text, finished=a.finished, num_tokens=len(a.token_ids))
-            for a in answers
+            Sample.of(
+                prompt.example,
+                completion=answer.text,
+                finished=answer.finished,
+                num_tokens=sum(answer.loss_mask),
+                turns=answer.turns,
+            )
+            for answer in answers
         ]
         rewarded = self.tasks[prompt.source].rewards.score(samples)
         return TokenizedGroup(
@@ -199,7 +236,7 @@ class Collector:
             source=prompt.source,
             prompt_ids=prompt.input_ids,
             completions=tuple(list(answer.token_ids) for answer in answers),
-            loss_masks=tuple([True] * len(answer.token_ids) for answer in answers),
+            loss_masks=tuple(list(answer.loss_mask) for answer in answers),
             values=self._values(rewarded) | {"finished": tuple(float(answer.finished) for answer in answers)},
         )
 

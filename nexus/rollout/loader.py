@@ -59,7 +59,7 @@ class RolloutCounts:
         self.rollouts += 1
         self.prompts += len(groups)
         self.completions += rewards.numel()
-        self.tokens += sum(len(tokens) for group in groups for tokens in group.completions)
+        self.tokens += sum(group.num_target_tokens for group in groups)
         self.equal_groups += equal
         self.barren = self.barren + 1 if equal == len(groups) else 0
 

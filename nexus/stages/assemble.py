@@ -32,6 +32,7 @@ from nexus.models.snapshot import Snapshot
 from nexus.rewards.registry import Rewards, build_rewards
 from nexus.rollout.collect import Collector, Task
 from nexus.rollout.engines import make_engine
+from nexus.rollout.environment import make_environment
 from nexus.rollout.judge import Judge
 from nexus.rollout.loader import RolloutDataModule
 from nexus.stages import planning
@@ -133,7 +134,11 @@ def make_rollouts(config: dict[str, Any], prepared: Prepared, method: Method, *,
     device, precision = device_of(config)
     collector = Collector(
         tasks={
-            card["name"]: Task(_reward_functions(config, entry["rewards"]), entry["max_new_tokens"])
+            card["name"]: Task(
+                _reward_functions(config, entry["rewards"]),
+                entry["max_new_tokens"],
+                make_environment(entry["environment"]),
+            )
             for entry in config["capabilities"].values()
             for card in entry["sources"].values()
             if "train" in card["roles"]

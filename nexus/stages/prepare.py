@@ -28,6 +28,7 @@ from nexus.models.published import (
 )
 from nexus.models.rope import scaled_length
 from nexus.models.tokenizer import load_tokenizer
+from nexus.rollout.environment import insist_on_results
 from nexus.stages import cold_start, planning
 from nexus.types import ModelFacts
 
@@ -79,6 +80,8 @@ def prepare(config: dict[str, Any]) -> Prepared:
             remedy=f"data.max_seq_len={limit}, or base_model.rope.type=yarn base_model.rope.factor={factor}",
         )
     refuse_other_tokenizer(config, tokenizer)
+    if any(entry["environment"] for entry in config["capabilities"].values()):
+        insist_on_results(tokenizer)
     return Prepared(facts, tensors, tokenizer, make_corpus(config, tokenizer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from nexus.evaluation.held_out import held_out_loss
 from nexus.evaluation.preference import preference_accuracy, reward_accuracy
 from nexus.evaluation.streaming import measure_streaming
 from nexus.evaluation.suites import SUITES, aggregate
+from nexus.rollout.environment import converse, make_environment
 from nexus.rollout.generate import generate
-from nexus.types import Example, MicroBatch, Score
+from nexus.types import Example, Generation, MicroBatch, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +76,7 @@ def score_model(
     Args:
         model: left in the mode (training or not) that it came in.
         tokenizer: encodes prompts and decodes answers.
-        capabilities: settings by name: `metrics` (suite) and `max_new_tokens`.
+        capabilities: settings by name: `metrics` (suite), `max_new_tokens` and `environment`.
         prompts: held-out prompts with gold answers by capability.
         held_out: micro-batches of held-out rows, or of held-out pairs; empty if there are none.
         batch_size: prompts that are answered together.
@@ -102,30 +104,27 @@ def score_model(
         suite = SUITES[settings["metrics"]]
         tell(f"  {name}: answering {len(examples)} held-out prompts")
         clock = _FirstToken()
-        generations = generate(
-            model=model,
+        conversations = converse(
+            answer=functools.partial(_greedy, model=model, tokenizer=tokenizer, batch_size=batch_size, clock=clock),
             tokenizer=tokenizer,
             prompts=encoded,
+            tools=[example.tools for example in examples],
+            environment=make_environment(settings["environment"]),
             max_new_tokens=settings["max_new_tokens"],
-            temperature=0.0,
-            seeds=[0] * len(examples),
-            batch_size=batch_size,
-            on_token=clock,
         )
         values = []
-        for example, generation in zip(examples, generations, strict=True):
+        for example, said in zip(examples, conversations, strict=True):
             row = {"gold": example.gold, "tools": list(example.tools), "prompt": list(example.messages)}
-            values.append(suite.score(row, generation.text, finished=generation.finished))
+            values.append(suite.score(row | {"turns": said.turns}, said.text, finished=said.finished))
             result.answers.append(
-                {"capability": name, "id": example.id, "answer": generation.text, "finished": generation.finished}
-                | values[-1]
+                {"capability": name, "id": example.id, "answer": said.text, "finished": said.finished} | values[-1]
             )
         result.scores[name] = aggregate(values)
         result.speeds[name] = Speed(
             seconds=time.perf_counter() - clock.started,
             rows=len(examples),
             input_tokens=sum(map(len, encoded)),
-            output_tokens=sum(len(generation.token_ids) for generation in generations),
+            output_tokens=sum(sum(said.loss_mask) for said in conversations),
             first_token_seconds=clock.seconds,
         )
     if held_out:
@@ -133,6 +132,30 @@ def score_model(
     model.train(was_training)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _greedy(
+    rows: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    turn: int,
+    limit: int,
+    *,
+    model: Any,
+    tokenizer: Any,
+    batch_size: int,
+    clock: _FirstToken,
+) -> list[Generation]:
+    """The likeliest answers, whichever rows and turn they belong to."""
+    return generate(
+        model=model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        max_new_tokens=limit,
+        temperature=0.0,
+        seeds=[0] * len(rows),
+        batch_size=batch_size,
+        on_token=clock,
+    )
 
 
 def _score_held_out(

@@ -93,7 +93,7 @@ def test_other_splits_and_configurations_of_a_benchmark_may_be_learned(door: Doo
 def test_the_table_shows_every_card() -> None:
     lines = dataset_table().splitlines()
     rows = [line for line in lines if line.startswith("| ")][1:]
-    assert len(rows) == len(HUB) + 9
+    assert len(rows) == len(HUB) + 10
     assert lines[0].startswith(f"{len(rows)} dataset cards")
     assert all(row.count("|") == 8 for row in rows)
     [row] = [row for row in rows if row.startswith("| gsm8k_test ")]

@@ -98,9 +98,10 @@ def test_all_text_can_be_used(cfg: Callable[..., Any], root: str) -> None:
 
 
 def test_primary_metrics_are_those_of_their_suites(cfg: Callable[..., Any]) -> None:
-    suites = {name: suite.metrics for name, suite in SUITES.items() if name != "refusal"} | {
+    suites = {name: suite.metrics for name, suite in SUITES.items() if name not in ("refusal", "tool_results")} | {
         "streaming": STREAMING_METRICS
     }
+    assert cfg("experiment=tool_results").capabilities.tools.primary_metric == SUITES["tool_results"].metrics[0]
     capabilities = cfg("+capability=all_text").capabilities
     assert len(capabilities) == len(suites)
     assert {c.metrics: c.primary_metric for c in capabilities.values()} == {n: m[0] for n, m in suites.items()}

@@ -82,13 +82,28 @@ def test_when_there_is_a_cold_start(cfg: Callable[..., Any]) -> None:
         ((TOOLS, "evaluation.before=false"), "E-CFG-03", "method.cold_start.when"),
         (("data.train=README.md",), "E-CFG-09", "data.train"),
         ((TOOLS, "~capabilities.tools.rewards.tool_call"), "E-CFG-09", "capabilities.tools.rewards"),
+        (("+capability=cot", "capabilities.cot.environment={name:tools,max_turns:3}"), "E-CFG-03",
+         "capabilities.cot.environment"),
+        ((TOOLS, "capabilities.tools.environment={name:tools,max_turns:1}"), "E-CFG-02",
+         "capabilities.tools.environment.max_turns"),
+        ((TOOLS, "capabilities.tools.environment={name:shell,max_turns:3}"), "E-CFG-02",
+         "capabilities.tools.environment.name"),
         (
             ("+capability=[cot,tools]", "+dataset@capabilities.cot.sources.more=nexus_tools"),
             "E-CFG-03",
             "capabilities.tools.sources.embedded.name",
         ),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_work(cfg: Callable[..., Any], words: tuple[str, ...], code: str, key: str) -> None:
     problems = check(cfg("method=grpo", *words), root="train")
     assert (code, key) in [(problem.code, problem.key) for problem in problems], problems
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_rollouts_takes_an_environment(cfg: Callable[..., Any], name: str) -> None:
+    config = cfg("experiment=tool_results", f"method={name}", "capabilities.tools.environment.max_turns=2")
+    assert check(config, root="train") == []
+    assert to_plain(config)["capabilities"]["tools"]["environment"] == {"name": "tools", "max_turns": 2}
+    assert list(config.capabilities.tools.rewards) == ["tool_call", "answer"]
+    assert cfg(TOOLS).capabilities.tools.environment is None, "off unless asked for"

@@ -256,6 +256,7 @@ def test_registry_names_what_is_there():
         "cot",
         "reasoning",
         "thinking",
+        "tool_results",
         "safety",
         "over_refusal",
         "pretrain",

@@ -22,6 +22,7 @@ def _lazy(name: str, function: str = "rows") -> Rows:
 #: Every generator takes (view, split, count, seed) by keyword and yields plain rows; row i does not depend on count.
 GENERATORS: dict[str, Rows] = {
     **{name: _lazy(name) for name in ("tools", "cot", "reasoning", "thinking", "safety", "over_refusal", "pretrain")},
+    "tool_results": _lazy("tool_results"),
     "pretrain_more": _lazy("pretrain", "more_rows"),
     "pretrain_pieces": _lazy("pretrain", "piece_rows"),
 }
