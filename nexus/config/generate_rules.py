@@ -25,6 +25,14 @@ def mode_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     if config["max_new_tokens"] is None:
         yield Problem("E-CFG-03", "max_new_tokens", "a conversation has no capability that says how long answers are",
                       "for example max_new_tokens=256")  # fmt: skip
+    if config["capabilities"]:
+        names = ", ".join(config["capabilities"])
+        yield Problem(
+            "E-CFG-03",
+            "capabilities",
+            f"{names}: a conversation reads no prompts and measures nothing",
+            "leave +capability out; tools=[..] offers tools, and mode=rejection_sampling answers prompts",
+        )
     if config["output"] is not None:
         yield Problem("E-CFG-03", "output", "a conversation writes no file", "leave it out, or mode=rejection_sampling")
 

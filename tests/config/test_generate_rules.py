@@ -41,6 +41,7 @@ def test_modes_own_temperature_and_length(cfg: Callable[..., Any]) -> None:
          "capabilities.tools.sources.embedded.generator"),
         ((MODE, TOOLS, "capabilities.tools.environment={name:tools,max_turns:3}"), "E-CFG-03",
          "capabilities.tools.environment"),
+        ((TOOLS,), "E-CFG-03", "capabilities"),
         (("output=there",), "E-CFG-03", "output"),
         (("max_new_tokens=null",), "E-CFG-03", "max_new_tokens"),
         (("+mode.keep=2",), "E-CFG-01", "mode.keep"),
