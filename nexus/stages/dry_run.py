@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from nexus.config.capabilities import own_entry
 from nexus.config.check import config_yaml
 from nexus.data.corpus import CorpusSample, count_steps
 from nexus.data.masked_sample import masked_sample
@@ -56,8 +57,11 @@ def show(config: dict[str, Any]) -> None:
         console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
     console.rule("plan")
     if sample is None:
-        _tell(console, f"{source} is not on this machine, and a dry run downloads nothing: the plan is made from its "
-              f"published config.json, with rows of data.max_seq_len={lengths.longest} tokens")  # fmt: skip
+        _tell(
+            console,
+            f"{source} is not on this machine, and a dry run downloads nothing: the plan is made from its published "
+            f"config.json, with rows of {lengths.longest:,} tokens, the most that data.max_seq_len allows",
+        )
     steps = _steps(config, rows)
     _show_run(console, config, lengths, rows=rows, steps=steps)
     share = 100 * counts.trainable / (counts.total + counts.adapter)
@@ -73,7 +77,9 @@ def card_rows(config: dict[str, Any]) -> int | None:
     """Training rows as the dataset cards state them; None if own files or a card leave the number open."""
     if config["data"]["train"]:
         return None
-    sources = [capability["sources"] for capability in config["capabilities"].values()] + [config["data"]["sources"]]
+    own = own_entry(config)  # the capabilities beside it are only scored
+    learned = [entry for name, entry in config["capabilities"].items() if own in (None, name)]
+    sources = [capability["sources"] for capability in learned] + [config["data"]["sources"]]
     cards = [card for named in sources for card in named.values() if "train" in card["roles"]]
     limit = config["scale"]["rows_per_source"]
     counts = [card["rows"] if limit is None else min(card["rows"] or limit, limit) for card in cards]
