@@ -7,10 +7,13 @@ import copy
 import pytest
 import torch
 
+from nexus.data.collate import collate_micro_batch
 from nexus.functional.logprobs import token_logprobs
 from nexus.models.adapters import apply_adapter
+from nexus.models.head import output_head, target_hidden_states, target_logprobs
 from nexus.models.loader import load_model
 from nexus.rollout.generate import draw, generate
+from nexus.types import TokenizedGroup
 from tests import small
 
 BASE = {
@@ -109,6 +112,42 @@ def test_greedy_equals_transformers_with_unequal_prompts_and_stops(model):
     for answer in answers:
         kept = answer.token_ids[:-1] if answer.finished else answer.token_ids
         assert answer.text == " ".join(map(str, kept))
+
+
+def test_greedy_equals_transformers_on_the_same_left_padded_batch(model):
+    prompts = make_prompts()
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=0)
+    expected = [row[: row.index(2) + 1] if 2 in row else row for row in out[:, width:].tolist()]
+    assert [list(a.token_ids) for a in run(model, prompts, batch_size=len(prompts))] == expected
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_answers_are_those_of_a_training_forward(model, packing, temperature):
+    """Groups as training lays them out: packed with a prompt once before its two answers, or padded on the right."""
+    prompts = [prompt for prompt in make_prompts() for _ in range(2)]
+    answers = run(model, prompts, temperature=temperature)
+    groups = [
+        TokenizedGroup(
+            id=str(index),
+            source="test",
+            prompt_ids=prompts[index],
+            completions=tuple(list(answer.token_ids) for answer in answers[index : index + 2]),
+            loss_masks=tuple([True] * len(answer.token_ids) for answer in answers[index : index + 2]),
+        )
+        for index in range(0, len(prompts), 2)
+    ]
+    batch = collate_micro_batch(groups, packing=packing, pad_token_id=0, loss_scale=1.0)
+    with torch.no_grad():
+        made = target_logprobs(model, batch, chunk_size=16, temperature=temperature or 1.0).logprobs
+        if temperature == 0.0:
+            logits = torch.nn.functional.linear(target_hidden_states(model, batch), output_head(model).weight)
+            assert torch.equal(logits.argmax(-1), batch.targets), "a factor or a cap of the logits keeps the order"
+    sampled = torch.tensor([value for answer in answers for value in answer.logprobs])
+    assert torch.allclose(made, sampled, atol=1e-4)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, None), (1.0, None), (0.7, None), (1.3, 0.8)])
