@@ -16,11 +16,8 @@ def evaluate(job: Job) -> None:
     from nexus.stages.evaluate import evaluate as run
     from nexus.stages.prepare import prepare
 
-    prepared = prepare(job.config)
-    prepared.corpus.setup("test")
-    prepared.corpus.keep()
     output = job.config["output"]
-    run(job.config, prepared, None if output is None else Path(output))
+    run(job.config, prepare(job.config), None if output is None else Path(output))
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from nexus.data.module import NexusDataModule
 from nexus.data.token_rows import TokenRows, flat_rows
 from nexus.models.value_head import completion_rewards
 from nexus.stages import assemble, planning
+from nexus.stages.held_out_prompts import held_out_prompts
 from nexus.stages.prepare import Prepared
 from nexus.stages.report import plain_scores, print_measured, provenance
 from nexus.stages.scoring import score_model
@@ -29,7 +30,7 @@ def evaluate(config: dict[str, Any], prepared: Prepared, output: Path | None) ->
 
     Args:
         config: checked and resolved, plain containers.
-        prepared: facts, tokenizer and corpus; its held-out rows have been read.
+        prepared: facts, tokenizer and corpus, whose held-out rows are read here.
         output: JSON file for the scores, or None.
 
     Returns:
@@ -42,9 +43,10 @@ def evaluate(config: dict[str, Any], prepared: Prepared, output: Path | None) ->
     if config["hardware"]["threads"]:
         torch.set_num_threads(config["hardware"]["threads"])
     answers = planning.answers_prompts(config)
+    prompts = held_out_prompts(config, prepared, tell=lambda line: console.print(line, highlight=False))
+    prepared.corpus.setup("test")
+    prepared.corpus.keep()
     model = (assemble.load_for_inference if answers else assemble.load_reward_for_inference)(config)
-    names = config["capabilities"] if answers else ()
-    prompts = {name: prepared.corpus.eval_prompts(name) for name in names}
     scoring = score_model(
         model=model,
         tokenizer=prepared.tokenizer,

@@ -30,6 +30,7 @@ from nexus.models.rope import scaled_length
 from nexus.models.tokenizer import load_tokenizer
 from nexus.rollout.environment import insist_on_results
 from nexus.stages import cold_start, planning
+from nexus.stages.held_out_prompts import held_out_prompts
 from nexus.types import ModelFacts
 
 #: Rows of each source that are tokenized for an estimate of the lengths.
@@ -122,6 +123,10 @@ def prepare_to_train(config: dict[str, Any]) -> Prepared:
     corpus.setup("fit", before_reading=check_first_rows)
     plan = check(corpus.flat, len(corpus.rows))
     planning.insist_on_room(config, planning.disk_plan_of(config, facts, counts, plan, corpus.num_steps))
+    if config["evaluation"]["before"] or config["evaluation"]["after"]:
+        held_out_prompts(
+            config, prepared, tell=None
+        )  # refuses what no answer fits behind, before the work
     if not cold_start.is_possible(config):
         return prepared
     first = make_corpus(cold_start.cold_start_config(config), prepared.tokenizer)

@@ -36,8 +36,9 @@ from nexus.models.saved_state import insist_on_identity, read_identity
 from nexus.packaging.card import model_card
 from nexus.packaging.pack import PackageInfo, write_package
 from nexus.rollout.loader import RolloutDataModule
-from nexus.stages import assemble, cold_start, planning
+from nexus.stages import assemble, cold_start
 from nexus.stages.gain import paired_gains, read_answers, write_answers
+from nexus.stages.held_out_prompts import held_out_prompts
 from nexus.stages.loggers import end_loggers, log_scores, start_loggers
 from nexus.stages.prepare import Prepared
 from nexus.stages.reference import attach_reference
@@ -51,7 +52,6 @@ from nexus.storage.locks import RunLock
 from nexus.storage.redaction import redact
 from nexus.storage.run_folder import discard_empty, resume_word
 from nexus.storage.run_status import STATUS_NAME, Board
-from nexus.types import Example
 
 _PROBE_TOKENS = 32
 #: Settings of a method's loss that belong to its recipe.
@@ -290,7 +290,7 @@ def _score(run: Run, method: Method, data: NexusDataModule, when: str) -> Scorin
         model=method.policy,
         tokenizer=run.prepared.tokenizer,
         capabilities=run.config["capabilities"],
-        prompts=_prompts(run),
+        prompts=held_out_prompts(run.config, run.prepared, tell=run.tell),
         held_out=data.held_out_batches(),
         batch_size=run.config["evaluation"]["batch_size"],
         tell=run.tell,
@@ -301,12 +301,6 @@ def _score(run: Run, method: Method, data: NexusDataModule, when: str) -> Scorin
         run.tell(f"  {group}: {values}")
     run.tracker.scoring(when, plain_scores(scoring.scores), scoring.speeds)
     return scoring
-
-
-def _prompts(run: Run) -> dict[str, list[Example]]:
-    """Held-out prompts by capability; none for a reward model."""
-    names = run.config["capabilities"] if planning.answers_prompts(run.config) else ()
-    return {name: run.prepared.corpus.eval_prompts(name) for name in names}
 
 
 def _newest(run: Run) -> tuple[int, Path] | None:

@@ -52,6 +52,7 @@ WORDS: list[tuple[str, list[str], str, list[str]]] = [
     ("train", ["+capability=streaming"], "E-CAP-02", ["nexus.evaluate"]),
     ("train", [TOOLS, "capabilities.tools.requires=[text,image]"], "E-CAP-03", ["image", "encoder"]),
     ("train", [TOOLS, "data.max_seq_len=1000000"], "E-LEN-03", ["data.max_seq_len="]),
+    ("evaluate", [TOOLS, "capabilities.tools.max_new_tokens=2040"], "E-LEN-05", ["data.long_rows=drop"]),
     ("train", ["data.train=nothing.jsonl"], "E-MIS-02", ["nothing.jsonl"]),
     ("train", ["resume=nowhere"], "E-MIS-03", ["config.yaml"]),
     ("train", [TOOLS, "base_model=custom", "base_model.path=./nowhere"], "E-MIS-01", ["no such folder"]),
