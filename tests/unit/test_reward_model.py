@@ -147,6 +147,13 @@ def test_it_learns_and_its_package_says_the_same(tmp_path: Path, adapter: dict[s
     )
     assert judged[3].values["reward/reward_model"] == pytest.approx(trained[3].tolist(), abs=1e-4)
 
+    with torch.no_grad():
+        judge.score.weight.fill_(torch.nan)
+    with pytest.raises(NexusError, match="not finite") as broken:
+        Judge(judge, weight=0.5, autocast=None)(groups, [batch], device=torch.device("cpu"))
+    assert broken.value.code == "E-RL-02"
+    assert groups[0].id in broken.value.where
+
     with pytest.raises(NexusError) as refused:
         load_model(**small.settings(str(info.path)), seed=0)
     assert refused.value.code == "E-MOD-21"

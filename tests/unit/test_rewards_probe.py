@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from nexus.data.synthetic import cot, tools
+from nexus.data.synthetic import cot, tool_results, tools
 from nexus.rewards.probe import Row, cheap_answers, cot_row, probe, tools_row
-from nexus.rewards.registry import RewardFunction, Rewards, build_rewards
+from nexus.rewards.registry import RewardFunction, Rewards, Sample, build_rewards
 from tests.unit.test_rewards_registry import card
 
 ROWS = 200
@@ -58,6 +58,28 @@ def test_settings_of_the_capabilities_are_good() -> None:
         total = findings(rows[:60], *names)["total"]
         assert total.good
         assert total.tied == {}
+
+
+def test_rewards_of_a_conversation_cannot_be_had_cheaply() -> None:
+    """With an environment: the right text calls and then states; to do either alone, or to guess, earns less."""
+    rows = []
+    for given in tool_results.rows(view="prompts", split="train", count=60, seed=20264):
+        call = tools_row(given).right
+        said = f"the result is <answer>{given['gold']['answer']}</answer>"
+        forms = (f"I call it.\n{call}\nSo:\n{said}.", f"{call}\n\\boxed{{{given['gold']['answer']}}}")
+        rows.append(Row(given["id"], tuple(given["prompt"]), given["gold"], tuple(given["tools"]), f"{call}\n{said}",
+                        forms))  # fmt: skip
+    total = findings(rows, "tool_call", "answer")["total"]
+    assert total.tried > 35 * len(rows)
+    assert total.good
+    assert total.tied == {}
+    rewards = build_rewards({name: card(name) for name in ("tool_call", "answer")})
+    for row in rows[:10]:
+        texts = (row.right, *row.right.split("\n"), row.right.replace("</answer>", "9</answer>"))
+        samples = [Sample(row.id, text, row.gold, row.prompt, row.tools, True, 9) for text in texts]
+        right, *worse = [one.total for one in rewards.score(samples)]
+        assert right == 2.0
+        assert all(value <= 1.0 for value in worse)
 
 
 def _naive(function: Any) -> Rewards:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nexus.errors import NexusError
+from nexus.rewards.registry import build_rewards
 from nexus.rollout.collect import Task, Visit, sample_seed
 from nexus.rollout.engines import Sampling, make_engine
 from nexus.rollout.vllm import engine_problems, merged_weights
@@ -175,3 +176,25 @@ def test_merged_weights_have_the_names_and_the_function_of_the_plain_model() -> 
         assert (set(missing) - {"lm_head.weight"}, unexpected) == (set(), [])
         torch.testing.assert_close(plain(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(method.policy(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_generation_that_never_stops_ends_at_its_limit_and_is_counted(corpus) -> None:
+    """So small a model as this one never comes to a stop token by itself."""
+    options = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1}
+    rewards = build_rewards({"tool_call": {"function": "tool_call", "weight": 1.0, "options": options}})
+    method = rollouts.make_method(rollouts.GRPO)
+    passes: list[int] = []
+    hook = method.policy.register_forward_hook(lambda *_: passes.append(1))
+    data = rollouts.make_data(method, rewards, corpus=corpus, collector=rollouts.make_collector(rewards, batch_size=64),
+                              patience=2)  # fmt: skip
+    steps = iter(data.train_dataloader())
+    method.prepare_step(next(steps))
+    hook.remove()
+    assert len(passes) == 8, "a pass for each token of the limit, the first one with the prompts"
+    found = {name: float(method.batch_metrics[name]) for name in ("completion/finished", "completion/length")}
+    assert found == {"completion/finished": 0.0, "completion/length": 8.0}
+    assert float(method.batch_metrics["reward/mean"]) == 0.0, "what did not come to its end earns nothing"
+    with pytest.raises(NexusError, match="no answer earns a reward") as caught:
+        next(steps)
+    assert caught.value.code == "E-RL-01"
+    assert data.loader.counts.tokens == 2 * 2 * 3 * 8
