@@ -124,9 +124,7 @@ def prepare_to_train(config: dict[str, Any]) -> Prepared:
     plan = check(corpus.flat, len(corpus.rows))
     planning.insist_on_room(config, planning.disk_plan_of(config, facts, counts, plan, corpus.num_steps))
     if config["evaluation"]["before"] or config["evaluation"]["after"]:
-        held_out_prompts(
-            config, prepared, tell=None
-        )  # refuses what no answer fits behind, before the work
+        held_out_prompts(config, prepared, tell=None)  # refuses what no answer fits behind, before the work
     if not cold_start.is_possible(config):
         return prepared
     first = make_corpus(cold_start.cold_start_config(config), prepared.tokenizer)
