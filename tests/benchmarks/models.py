@@ -1,0 +1,131 @@
+"""Random models and rows of the preference and reinforcement benchmarks: speed does not depend on what was learned."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.common import ASSET
+
+#: Qwen2 layouts with a tied head: 10.0 M, 75.7 M and 494 M parameters.
+SHAPES: dict[str, dict[str, int]] = {
+    "8k": dict(vocab_size=8192, hidden_size=256, intermediate_size=1024, num_hidden_layers=8,
+               num_attention_heads=4, num_key_value_heads=2),
+    "152k": dict(vocab_size=151_936, hidden_size=384, intermediate_size=1536, num_hidden_layers=8,
+                 num_attention_heads=6, num_key_value_heads=2),
+    "0.5b": dict(vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                 num_attention_heads=14, num_key_value_heads=2),
+}  # fmt: skip
+
+
+def make_model(folder: Path, shape: str) -> None:
+    """Write random weights and the shipped tokenizer, whose tokens are the first of the vocabulary.
+
+    Args:
+        folder: to write to.
+        shape: one of `SHAPES`.
+    """
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(ASSET)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+def load_network(model: Path, settings: dict[str, Any], device: str, *, with_adapter: bool) -> Any:
+    """The model through transformers and PEFT, with the weights' formats that Nexus gives them.
+
+    Args:
+        model: its folder.
+        settings: of the Nexus run: which adapter, and its numbers.
+        device: `cpu` or `cuda`.
+        with_adapter: False leaves it to the caller to put the adapter on.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    kind = settings["adapter"]["name"]
+    half = kind != "none" and device == "cuda"
+    quantized = {}
+    if kind == "qlora":
+        quantized["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=settings["adapter"]["quant_type"],
+            bnb_4bit_use_double_quant=settings["adapter"]["double_quant"],
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if half else torch.float32, **quantized)
+    network = network.to(device).train()
+    if kind == "none" or not with_adapter:
+        return network
+    from peft import get_peft_model
+
+    return get_peft_model(network, peft_config(settings))
+
+
+def peft_config(settings: dict[str, Any]) -> Any:
+    """PEFT's settings of a Nexus run's adapter; None without one."""
+    adapter = settings["adapter"]
+    if adapter["name"] == "none":
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter["r"],
+        lora_alpha=adapter["alpha"],
+        lora_dropout=adapter["dropout"],
+        target_modules=adapter["target_modules"],
+        use_rslora=adapter["use_rslora"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def make_pairs(count: int, vocabulary: int) -> list[Any]:
+    """Pairs of random tokens with log-normal lengths: about 200 tokens of prompt, 120 of each answer.
+
+    Args:
+        count: pairs.
+        vocabulary: tokens to draw from.
+
+    Returns:
+        `TokenizedGroup`s, the same at every call.
+    """
+    from nexus.types import TokenizedGroup
+
+    source = random.Random(20261)
+
+    def tokens(typical: int) -> list[int]:
+        length = round(typical * math.exp(source.gauss(0.0, 0.5)))
+        return [source.randrange(16, vocabulary) for _ in range(min(max(length, 16), 500))]
+
+    pairs = []
+    for index in range(count):
+        prompt, answers = tokens(180), (tokens(110), tokens(110))
+        masks = tuple([True] * len(answer) for answer in answers)
+        pairs.append(TokenizedGroup(f"pair:{index}", "pairs", prompt, answers, masks))
+    return pairs
+
+
+def make_prompts(count: int, vocabulary: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Prompts of random tokens.
+
+    Args:
+        count: prompts.
+        vocabulary: tokens to draw from.
+        lengths: shortest and longest.
+
+    Returns:
+        Token ids, the same at every call.
+    """
+    source = random.Random(20262)
+    shortest, longest = lengths
+    return [[source.randrange(16, vocabulary) for _ in range(source.randint(shortest, longest))] for _ in range(count)]
