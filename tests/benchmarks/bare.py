@@ -6,7 +6,8 @@ segment, and only positions that predict an answer's token reach the head. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +95,17 @@ def _attend(
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
-def use_bare_attention(network: Any) -> None:
-    """Switch a model of transformers to attention by segment, for good."""
+@contextmanager
+def bare_attention(network: Any) -> Iterator[None]:
+    """Within it a model of transformers attends by segment."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, lambda **kwargs: None)
+    before = network.config._attn_implementation
     network.set_attn_implementation(NAME)
+    yield
+    network.set_attn_implementation(before)
 
 
 def answer_logits(network: Any, layout: Layout) -> Tensor:

@@ -1,10 +1,10 @@
 """Preference methods against TRL and a bare loop: same weights, pairs, tokens, optimizer; one process each.
 
-    python -m tests.benchmarks.bench_pref [--cases dpo,orpo,orpo_152k] [--seconds 1200] [--rounds 5] [--device cpu]
+    python -m tests.benchmarks.bench_pref [--cases dpo,orpo,orpo_152k] [--rounds 5] [--device cpu]
 
-The processes take turns. Counted is processor time between the first and the last optimizer step (imports and the
-first step are left out), and the answers' tokens of those steps. Where the reference is to run in each step, the time
-of Nexus' pass for it is added, by its share of those steps: over one epoch that is the same work.
+The processes take turns step by step. Counted is processor time of every step but the first (imports are left out), and
+the answers' tokens. Where the reference is to run in each step, the time of Nexus' pass for it is added, by its share
+of the steps: over one epoch that is the same work.
 
 TRL runs at the setting that is fair to it: float32, no gradient checkpointing (its default would compute every layer
 twice), and its fused head skips prompt positions, which on a processor it does only when told that the device is a
@@ -17,34 +17,32 @@ time is the wall's and memory the GPU's.
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.bare import answer_sums, lay_out, use_bare_attention
+from tests.benchmarks.bare import answer_sums, bare_attention, lay_out
 from tests.benchmarks.common import (
+    Bench,
     Clock,
     Comparison,
     Result,
-    common_options,
+    Results,
+    Row,
     compose_config,
+    drive,
     fit_nexus,
-    insist_on_cuda,
-    measure,
     table,
-    take_turns,
 )
-from tests.benchmarks.models import SHAPES, load_network, make_model, make_pairs, peft_config
+from tests.benchmarks.models import SHAPES, WEIGHTS, load_network, make_pairs, peft_config
 
 MODULE = "tests.benchmarks.bench_pref"
 LEARNING_RATE = 1e-4
 BETA = 0.1
 DPO_MODES = {
     "nexus": "Nexus: method dpo, reference kept (its default)",
-    "nexus_each": "Nexus: method dpo, the reference's pass counted",
+    "nexus_each": "Nexus: method dpo, the reference's pass counted",  # made of the runs of the first
     "loop": "bare PyTorch loop, reference kept: the limit",
     "trl_kept": "TRL DPOTrainer, precompute_ref_log_probs, fair",
     "trl_each": "TRL DPOTrainer, reference each step (default), fair",
@@ -83,6 +81,11 @@ class Case:
     def modes(self) -> dict[str, str]:
         """What is compared."""
         return DPO_MODES if self.method == "dpo" else ORPO_MODES
+
+    @property
+    def measured(self) -> list[str]:
+        """The modes that have a process of their own."""
+        return [mode for mode in self.modes if mode != "nexus_each"]
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -149,7 +152,7 @@ def run_nexus(case: Case, model: Path, steps: int, folder: Path) -> Result:
     from nexus.stages.prepare import prepare
     from nexus.stages.reference import attach_reference
 
-    clock = Clock(case.device)
+    clock = Clock(case.device, turns=True)
     reference = [0.0]
     settings = settings_of(case, model)
     prepared = prepare(settings)
@@ -168,8 +171,8 @@ def run_nexus(case: Case, model: Path, steps: int, folder: Path) -> Result:
             reference[0] = clock.now() - started
         return data
 
-    loss = fit_nexus(settings, prepared, steps=steps, folder=folder, clock=clock, make_data=make_data)
-    return clock.result(loss, reference=reference[0])
+    losses = fit_nexus(settings, prepared, steps=steps, folder=folder, clock=clock, make_data=make_data)
+    return clock.result(statistics.mean(losses), reference=reference[0])
 
 
 def run_loop(case: Case, model: Path, steps: int, folder: Path) -> Result:
@@ -177,15 +180,15 @@ def run_loop(case: Case, model: Path, steps: int, folder: Path) -> Result:
     import torch
     from torch.nn.functional import logsigmoid
 
-    clock = Clock(case.device)
+    clock = Clock(case.device, turns=True)
     settings = settings_of(case, model)
     network = load_network(model, settings, case.device, with_adapter=True)
-    use_bare_attention(network)
+    switched = bare_attention(network)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
     pairs = [(row.prompt_ids, row.completions) for row in pairs_of(case, steps)]
     batches = [lay_out(pairs[start : start + case.pairs], case.device) for start in range(0, len(pairs), case.pairs)]
-    with torch.autocast(case.device, dtype=torch.bfloat16, enabled=case.device == "cuda"):
+    with switched, torch.autocast(case.device, dtype=torch.bfloat16, enabled=case.device == "cuda"):
         with torch.no_grad():
             kept = [answer_sums(network, batch) for batch in batches] if case.method == "dpo" else []
         losses = []
@@ -217,7 +220,7 @@ def run_trl(case: Case, model: Path, steps: int, folder: Path, *, keep: bool = F
 
     # the only use in that module: whether positions without a label are left out of the head
     trl.trainer.utils._use_triton = lambda device: True
-    clock = Clock(case.device)
+    clock = Clock(case.device, turns=True)
     reference = [0.0]
     losses = []
     settings = settings_of(case, model)
@@ -328,68 +331,30 @@ def run(case: Case, mode: str, model: Path, steps: int, folder: Path) -> Result:
     return run_trl(case, model, steps, folder, keep=mode == "trl_kept")
 
 
-def measure_case(name: str, case: Case, *, steps: int, seconds: float, most: int) -> dict[str, list[Result]]:
-    """All modes of a case in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        make_model(model, case.shape)
-        arguments = ["--cases", name, "--steps", str(steps)]
-        modes = [mode for mode in case.modes if mode != "nexus_each"]
-        results = take_turns(modes, lambda mode: measure(MODULE, mode, model, arguments), seconds=seconds, most=most)
-    return {mode: results[mode] if mode in results else _each(results["nexus"], steps) for mode in case.modes}
+def _each(result: Result, steps: int) -> Result:
+    """The same run with the reference's pass in the time of its steps."""
+    return result | {"step_seconds": [seconds + result["reference"] / steps for seconds in result["step_seconds"]]}
 
 
-def _each(runs: list[Result], steps: int) -> list[Result]:
-    """The same runs with the reference's pass over the counted steps in their time."""
-    share = (steps - 1) / steps
-    return [run | {"seconds": run["seconds"] + run["reference"] * share} for run in runs]
-
-
-def print_case(name: str, case: Case, results: dict[str, list[Result]], steps: int, machine: str) -> None:
+def print_case(name: str, case: Case, results: Results, steps: int, machine: str) -> None:
     """Table and claims."""
+    results = {mode: results[mode] if mode in results else _each(results["nexus"], steps) for mode in case.modes}
     rows = pairs_of(case, steps)
     prompts, answers = sum(len(row.prompt_ids) for row in rows), sum(len(a) for row in rows for a in row.completions)
-    weights = {"none": "float32, all weights trained", "lora": "LoRA on bf16", "qlora": "LoRA on nf4"}[case.adapter]
     print(
-        f"{name}: {steps} steps of {case.pairs} pairs; mean prompt {prompts / len(rows):.0f} tokens, mean answer "
-        f"{answers / len(rows) / 2:.0f}; vocabulary {SHAPES[case.shape]['vocab_size']:,}; {weights}; {machine}; "
-        "median (least-most)\n"
+        f"{name}: {steps - 1} steps of {case.pairs} pairs; mean prompt {prompts / len(rows):.0f} tokens, mean answer "
+        f"{answers / len(rows) / 2:.0f}; vocabulary {SHAPES[case.shape]['vocab_size']:,}; {WEIGHTS[case.adapter]}; "
+        f"{machine}; median (least-most)\n"
     )
-    unit, memory = (
-        ("answer tokens / s", "GPU peak, MiB") if case.device == "cuda" else ("answer tokens / CPU s", "peak RSS, MiB")
-    )
-    print(table(results, case.modes, unit=unit, memory=memory) + "\n")
+    lines = [Row.of_steps(title, results[mode]) for mode, title in case.modes.items()]
+    print(table(lines, work="answer tokens", device=case.device) + "\n")
     for comparison in case.comparisons:
         print(comparison.line(results))
     if case.method == "dpo":
-        passes = {mode: statistics.median(one["reference"] for one in results[mode]) for mode in ("nexus", "trl_kept")}
-        print(f"reference of all pairs, once: Nexus {passes['nexus']:.1f} s, TRL {passes['trl_kept']:.1f} s")
+        passes = (results["nexus"]["reference"], results["trl_kept"]["reference"])
+        print("reference of all {} pairs, once: Nexus {:.1f} s, TRL {:.1f} s".format(len(rows), *passes))
     print(flush=True)
 
 
-def main() -> None:
-    """Measure and print the tables; with `--child`, be one measurement."""
-    parser = common_options(__doc__, seconds=1500.0, steps=3)
-    parser.add_argument("--cases", help=f"of {', '.join(CASES)}; with --device cuda of {', '.join(CUDA_CASES)}")
-    given = parser.parse_args()
-    if given.child:
-        import torch
-
-        mode, model = given.child
-        case = (CASES | CUDA_CASES)[given.cases]
-        if case.device == "cpu":
-            torch.set_num_threads(1)
-        with tempfile.TemporaryDirectory() as folder:
-            print("\n" + json.dumps(run(case, mode, Path(model), given.steps, Path(folder))))
-        return
-    machine = insist_on_cuda() if given.device == "cuda" else "one thread"
-    known = CUDA_CASES if given.device == "cuda" else CASES
-    chosen = list(known) if given.cases is None else given.cases.split(",")
-    for name in chosen:
-        case = known[name]
-        results = measure_case(name, case, steps=given.steps, seconds=given.seconds / len(chosen), most=given.rounds)
-        print_case(name, case, results, given.steps, machine)
-
-
 if __name__ == "__main__":
-    main()
+    drive(__doc__, Bench(MODULE, CASES, CUDA_CASES, run, print_case))

@@ -14,18 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.benchmarks.common import ASSET, Clock, Result, Row, compose_config, fit_nexus, measure, table, take_turns
+
+MODULE = "tests.benchmarks.bench_sft"
 ROWS_PER_STEP = 16
 LEARNING_RATE = 2e-3
 MODES = {
@@ -40,56 +36,24 @@ MODES = {
 DEFAULT_MODES = [mode for mode in MODES if mode != "trl_as_is"]
 
 
-class Clock:
-    """Processor time at the end of every step, and the target tokens of every step."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.targets: list[int] = []
-
-    def end_step(self) -> None:
-        """A step is done."""
-        self.ends.append(time.process_time())
-
-    def result(self, loss: float) -> dict[str, float]:
-        """What the process reports: steps 2 to the last."""
-        assert len(self.ends) == len(self.targets) >= 3, (len(self.ends), len(self.targets))
-        return {
-            "targets": sum(self.targets[1:]),
-            "cpu_seconds": self.ends[-1] - self.ends[0],
-            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "all_targets": sum(self.targets),
-            "loss": loss,
-        }
-
-
 def config(model: Path, steps: int) -> dict[str, Any]:
     """The run's settings, as the command line would compose them."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    import nexus.config.resolvers  # noqa: F401  the resolvers that the YAML names
-
-    overrides = [
-        "+capability=tools",
-        f"base_model.path={model}",
-        "hardware=cpu",
-        f"hardware.micro_batch_size={ROWS_PER_STEP}",
-        "hardware.micro_batch_tokens=null",
-        f"data.global_batch_size={ROWS_PER_STEP}",
-        "data.shuffle=false",
-        f"scale.rows_per_source={ROWS_PER_STEP * steps}",
-        "method.schedule=constant",
-        "method.warmup_ratio=0.0",
-        f"method.lr={LEARNING_RATE}",
-        "method.optimizer.betas=[0.9,0.999]",
-        "callbacks.samples=null",
-        "callbacks.checkpoint=null",
-        "logger=csv",
-    ]
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        container: Any = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
-    return {**container, "logger": {}}
+    return compose_config(
+        [
+            "+capability=tools",
+            f"base_model.path={model}",
+            "hardware=cpu",
+            f"hardware.micro_batch_size={ROWS_PER_STEP}",
+            "hardware.micro_batch_tokens=null",
+            f"data.global_batch_size={ROWS_PER_STEP}",
+            "data.shuffle=false",
+            f"scale.rows_per_source={ROWS_PER_STEP * steps}",
+            "method.schedule=constant",
+            "method.warmup_ratio=0.0",
+            f"method.lr={LEARNING_RATE}",
+            "method.optimizer.betas=[0.9,0.999]",
+        ]
+    )
 
 
 def read_corpus(model: Path, steps: int) -> tuple[dict[str, Any], Any]:
@@ -103,35 +67,24 @@ def read_corpus(model: Path, steps: int) -> tuple[dict[str, Any], Any]:
     return settings, prepared
 
 
-def run_nexus(model: Path, steps: int, folder: Path) -> dict[str, float]:
+def run_nexus(model: Path, steps: int, folder: Path) -> Result:
     """Nexus as a run uses it: loader, method, metrics and progress."""
-    from lightning.pytorch import Callback
-
-    from nexus.callbacks.hold import Desk
     from nexus.data.module import NexusDataModule
-    from nexus.flags import Flags
-    from nexus.stages import assemble
-    from nexus.storage.run_status import Board
 
     clock = Clock()
-
-    class Watch(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            clock.end_step()
-            clock.targets.append(sum(micro_batch.num_target_tokens for micro_batch in batch))
-
     settings, prepared = read_corpus(model, steps)
-    method = assemble.make_method(settings, total_steps=steps)
-    method.configure_model()
-    method.train()
-    desk = Desk(board=Board(folder), flags=Flags())
-    callbacks = assemble.make_callbacks(settings, folder, prepared, desk=desk)
-    trainer = assemble.make_trainer(settings, folder, [*callbacks, Watch()], steps)
-    trainer.fit(method, datamodule=NexusDataModule(prepared.corpus))
-    return clock.result(float(method.step_metrics["train/loss"]))
+    losses = fit_nexus(
+        settings,
+        prepared,
+        steps=steps,
+        folder=folder,
+        clock=clock,
+        make_data=lambda method: NexusDataModule(prepared.corpus),
+    )
+    return clock.result(losses[-1])
 
 
-def run_loop(model: Path, steps: int, folder: Path) -> dict[str, float]:
+def run_loop(model: Path, steps: int, folder: Path) -> Result:
     """What one writes by hand: padding, transformers' own loss on all logits, AdamW, clipping."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -154,11 +107,11 @@ def run_loop(model: Path, steps: int, folder: Path) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         clock.end_step()
-        clock.targets.append(batch.num_target_tokens)
+        clock.work.append(batch.num_target_tokens)
     return clock.result(loss.item())
 
 
-def run_trl(model: Path, steps: int, folder: Path, *, fair: bool = True, **changes: Any) -> dict[str, float]:
+def run_trl(model: Path, steps: int, folder: Path, *, fair: bool = True, **changes: Any) -> Result:
     """TRL's trainer on the same tokenized rows."""
     import datasets
     import torch
@@ -213,7 +166,7 @@ def run_trl(model: Path, steps: int, folder: Path, *, fair: bool = True, **chang
 
     def counted(examples: Any) -> Any:
         batch = collate(examples)
-        clock.targets.append(int((batch["labels"][:, 1:] != -100).sum()))
+        clock.work.append(int((batch["labels"][:, 1:] != -100).sum()))
         return batch
 
     trainer.data_collator = counted
@@ -221,7 +174,7 @@ def run_trl(model: Path, steps: int, folder: Path, *, fair: bool = True, **chang
     return clock.result(result.training_loss)
 
 
-RUNS: dict[str, Callable[..., dict[str, float]]] = {
+RUNS: dict[str, Callable[..., Result]] = {
     "nexus": run_nexus,
     "loop": run_loop,
     "trl_padded": run_trl,
@@ -236,65 +189,19 @@ def make_model(folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    asset = REPOSITORY / "nexus" / "assets" / "nexus_tiny"
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(asset), dtype=torch.float32).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(asset).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ASSET), dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ASSET).save_pretrained(folder)
 
 
-def measure(mode: str, model: Path, steps: int) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(model.parent / "datasets"),
-        "TRACKIO_DISABLE": "1",
-    }
-    command = [sys.executable, "-m", "tests.benchmarks.bench_sft", "--child", mode, str(model), "--steps", str(steps)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{mode} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def rounds(modes: Iterable[str], *, seconds: float, most: int, steps: int) -> dict[str, list[dict[str, float]]]:
+def rounds(modes: Iterable[str], *, seconds: float, most: int, steps: int) -> dict[str, list[Result]]:
     """Measure in turns until the time is used up, at least once each."""
-    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make_model(model)
-        started = time.monotonic()
-        for done in range(most):
-            if done and (time.monotonic() - started) * (done + 1) / done > seconds:
-                break
-            for mode in results:
-                results[mode].append(measure(mode, model, steps))
-    counted = {mode: found[0]["all_targets"] for mode, found in results.items()}
-    assert len(set(counted.values())) == 1, f"not the same work: {counted}"
-    return results
-
-
-def spread(values: list[float], form: str) -> str:
-    """`1,234 (1,200-1,250)`: median and range."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
-
-
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Medians with ranges; the factor says how many times faster the first mode is."""
-    speeds = {mode: [run["targets"] / run["cpu_seconds"] for run in runs] for mode, runs in results.items()}
-    first = statistics.median(next(iter(speeds.values())))
-    lines = [f"{'':<52}{'n':>3}{'target tokens / CPU s':>26}{'factor':>8}{'peak RSS, MiB':>22}{'loss':>8}"]
-    for mode, runs in results.items():
-        factor = first / statistics.median(speeds[mode])
-        memory = spread([run["peak_rss_mib"] for run in runs], ",.0f")
-        lines.append(
-            f"{MODES[mode]:<52}{len(runs):>3}{spread(speeds[mode], ',.0f'):>26}{factor:>8.2f}{memory:>22}"
-            f"{runs[-1]['loss']:>8.3f}"
+        return take_turns(
+            modes, lambda mode: measure(MODULE, mode, model, ["--steps", str(steps)]), seconds=seconds, most=most
         )
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -316,7 +223,7 @@ def main() -> None:
         return
     results = rounds(given.modes.split(","), seconds=given.seconds, most=given.rounds, steps=given.steps)
     print(f"{given.steps} steps of {ROWS_PER_STEP} tools rows, float32, one thread; median (least-most)\n")
-    print(table(results))
+    print(table([Row.of_runs(MODES[mode], runs) for mode, runs in results.items()], work="target tokens"))
     print("\nloss: last step's, of TRL the mean over its steps; grouped and packed rows come in another order")
 
 

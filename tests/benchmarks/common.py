@@ -1,6 +1,7 @@
 """What the benchmarks share: a clock, one process for each measurement, turns, tables.
 
 A benchmark is a module that, called with `--child MODE MODEL`, measures once and prints its result as the last line.
+Processes take turns, either from start to end or step by step.
 Counted is processor time, which other processes disturb less than the clock on the wall; on a GPU, whose work it does
 not see, it is the wall's, read when the GPU has finished.
 """
@@ -14,27 +15,33 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASSET = REPOSITORY / "nexus" / "assets" / "nexus_tiny"
-Result = dict[str, float]
+Result = dict[str, Any]
+Results = dict[str, Result]
+_TURN = "a step is done"
 
 
 class Clock:
-    """Time at the end of every step, and the work of every step, in tokens.
+    """Time and work of every step, in tokens; the first step warms up and is not counted.
 
     Args:
         device: `cpu` or `cuda`.
+        turns: whether other processes take their step after each of ours; we then wait until we are told to go on.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", *, turns: bool = False) -> None:
         self.device = device
-        self.ends: list[float] = []
+        self.turns = turns
+        self.begun = 0.0
+        self.seconds: list[float] = []
         self.work: list[int] = []
 
     def now(self) -> float:
@@ -48,19 +55,25 @@ class Clock:
 
     def end_step(self) -> None:
         """A step is done."""
-        self.ends.append(self.now())
+        self.seconds.append(self.now() - self.begun)
+        if self.turns:
+            print(f"\n{_TURN}", flush=True)
+            sys.stdin.readline()
+        self.begun = self.now()
 
     def result(self, loss: float, **more: float) -> Result:
-        """What the process reports: steps 2 to the last.
+        """What the process reports.
 
         Args:
             loss: for the eye, and for a test.
             **more: further numbers.
         """
-        assert len(self.ends) == len(self.work) >= 3, (len(self.ends), len(self.work))
+        assert len(self.seconds) == len(self.work) >= 2, (len(self.seconds), len(self.work))
         return {
+            "step_work": self.work[1:],
+            "step_seconds": self.seconds[1:],
             "work": sum(self.work[1:]),
-            "seconds": self.ends[-1] - self.ends[0],
+            "seconds": sum(self.seconds[1:]),
             "peak_mib": self.peak_mib(),
             "all_work": sum(self.work),
             "loss": loss,
@@ -98,7 +111,7 @@ def fit_nexus(
     folder: Path,
     clock: Clock,
     make_data: Callable[[Any], Any],
-) -> float:
+) -> list[float]:
     """Train as a run does: loader, method, metrics and progress.
 
     Args:
@@ -110,7 +123,7 @@ def fit_nexus(
         make_data: gives the data module for the method, whose model is loaded.
 
     Returns:
-        Mean loss of the steps.
+        Loss of each step.
     """
     from lightning.pytorch import Callback
 
@@ -119,7 +132,7 @@ def fit_nexus(
     from nexus.stages import assemble
     from nexus.storage.run_status import Board
 
-    losses = []
+    losses: list[float] = []
 
     class Watch(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -135,11 +148,11 @@ def fit_nexus(
     callbacks = assemble.make_callbacks(settings, folder, prepared, desk=desk)
     trainer = assemble.make_trainer(settings, folder, [*callbacks, Watch()], steps)
     trainer.fit(method, datamodule=data)
-    return statistics.mean(losses)
+    return losses
 
 
-def measure(module: str, mode: str, model: Path, arguments: Sequence[str] = ()) -> Result:
-    """One measurement in a process of its own.
+def child_command(module: str, mode: str, model: Path, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a process that measures.
 
     Args:
         module: of the benchmark.
@@ -156,12 +169,105 @@ def measure(module: str, mode: str, model: Path, arguments: Sequence[str] = ()) 
         "TRACKIO_DISABLE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
-    command = [sys.executable, "-m", module, "--child", mode, str(model), *arguments]
+    return [sys.executable, "-m", module, "--child", mode, str(model), *arguments], environment
+
+
+def measure(module: str, mode: str, model: Path, arguments: Sequence[str] = ()) -> Result:
+    """One measurement in a process of its own, from start to end.
+
+    Args:
+        module: of the benchmark.
+        mode: one of its modes.
+        model: folder of the model.
+        arguments: further ones.
+    """
+    command, environment = child_command(module, mode, model, arguments)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{mode} failed:\n{done.stderr[-3000:]}")
     found: Result = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+class Child:
+    """A process that waits after each of its steps until it is told to go on.
+
+    Args:
+        module: of the benchmark.
+        mode: one of its modes.
+        model: folder of the model.
+        arguments: further ones.
+    """
+
+    def __init__(self, module: str, mode: str, model: Path, arguments: Sequence[str]) -> None:
+        command, environment = child_command(module, mode, model, arguments)
+        self.mode = mode
+        self.errors = (model.parent / f"{mode}.stderr").open("w+")
+        self.process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+
+    def wait(self) -> str:
+        """Until its step is done or it has come to its end; the last line."""
+        assert self.process.stdout is not None
+        last = ""
+        for line in self.process.stdout:
+            last = line.strip() or last
+            if last == _TURN:
+                return last
+        if self.process.wait():
+            self.errors.seek(0)
+            raise SystemExit(f"{self.mode} failed:\n{self.errors.read()[-3000:]}")
+        return last
+
+    def go_on(self) -> None:
+        """Let it take its next step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+def step_in_turns(module: str, modes: Iterable[str], model: Path, steps: int, arguments: Sequence[str]) -> Results:
+    """One process for each mode; they take their steps in turns, and only one computes at a time.
+
+    So each step of a mode has a neighbor in time of every other one, whatever else the machine does.
+
+    Args:
+        module: of the benchmark.
+        modes: what is compared.
+        model: folder of the model.
+        steps: of each process, the first of which warms up.
+        arguments: further ones of the processes.
+
+    Returns:
+        Results by mode; all have done the same work in each step.
+    """
+    children = []
+    try:
+        for mode in modes:
+            children.append(Child(module, mode, model, arguments))
+            children[-1].wait()
+        for _ in range(steps - 1):
+            for child in children:
+                child.go_on()
+                child.wait()
+        results = {}
+        for child in children:
+            child.go_on()
+            results[child.mode] = json.loads(child.wait())
+    finally:
+        for child in children:
+            child.process.kill()
+            child.errors.close()
+    counted = {mode: found["step_work"] for mode, found in results.items()}
+    assert len(set(map(tuple, counted.values()))) == 1, f"not the same work: {counted}"
+    return results
 
 
 def take_turns(
@@ -192,31 +298,53 @@ def spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
-def speeds_of(runs: Sequence[Result]) -> list[float]:
-    """Work by second."""
-    return [run["work"] / run["seconds"] for run in runs]
-
-
-def table(results: Mapping[str, Sequence[Result]], names: Mapping[str, str], *, unit: str, memory: str) -> str:
-    """Medians with ranges; the factor says how many times faster the first mode is.
+def table(lines: Sequence[Row], *, work: str, device: str = "cpu") -> str:
+    """Medians with ranges; the factor says how many times faster the first line is.
 
     Args:
-        results: runs by mode.
-        names: what a mode is.
-        unit: of the speed.
-        memory: whose peak is given.
+        lines: what was measured.
+        work: what is counted.
+        device: `cpu` or `cuda`.
     """
-    speeds = {mode: speeds_of(runs) for mode, runs in results.items()}
-    first = statistics.median(next(iter(speeds.values())))
-    lines = [f"{'':<52}{'n':>3}{unit:>26}{'factor':>8}{memory:>22}{'loss':>8}"]
-    for mode, runs in results.items():
-        factor = first / statistics.median(speeds[mode])
-        peak = spread([run["peak_mib"] for run in runs], ",.0f")
-        lines.append(
-            f"{names[mode]:<52}{len(runs):>3}{spread(speeds[mode], ',.0f'):>26}{factor:>8.2f}{peak:>22}"
-            f"{runs[-1]['loss']:>8.3f}"
+    unit, memory = f"{work} / {'CPU ' if device == 'cpu' else ''}s", "peak RSS, MiB" if device == "cpu" else "GPU, MiB"
+    first = statistics.median(lines[0].speeds)
+    found = [f"{'':<52}{'n':>3}{unit:>26}{'factor':>8}{memory:>22}{'loss':>8}"]
+    for row in lines:
+        factor = first / statistics.median(row.speeds)
+        found.append(
+            f"{row.title:<52}{len(row.speeds):>3}{spread(row.speeds, ',.0f'):>26}{factor:>8.2f}"
+            f"{spread(row.peaks, ',.0f'):>22}{row.loss:>8.3f}"
         )
-    return "\n".join(lines)
+    return "\n".join(found)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        title: what it is.
+        speeds: of every round.
+        peaks: of memory in MiB.
+        loss: for the eye.
+    """
+
+    title: str
+    speeds: list[float]
+    peaks: list[float]
+    loss: float
+
+    @classmethod
+    def of_steps(cls, title: str, result: Result) -> Row:
+        """Of a process whose every step is a round."""
+        speeds = [work / seconds for work, seconds in zip(result["step_work"], result["step_seconds"], strict=True)]
+        return cls(title, speeds, [result["peak_mib"]], result["loss"])
+
+    @classmethod
+    def of_runs(cls, title: str, runs: Sequence[Result]) -> Row:
+        """Of processes, each of which is a round."""
+        speeds = [run["work"] / run["seconds"] for run in runs]
+        return cls(title, speeds, [run["peak_mib"] for run in runs], runs[-1]["loss"])
 
 
 @dataclass(frozen=True)
@@ -237,16 +365,16 @@ class Comparison:
     goal: float
     of: str = "speed"
 
-    def line(self, results: Mapping[str, Sequence[Result]]) -> str:
-        """Median and range over the rounds, each of which compares neighbors in time."""
-        pairs = list(zip(results[self.ours], results[self.theirs], strict=True))
+    def line(self, results: Results) -> str:
+        """Median and range over the steps, each of which compares neighbors in time."""
+        ours, theirs = results[self.ours], results[self.theirs]
         if self.of == "memory":
-            ratios = [a["peak_mib"] / b["peak_mib"] for a, b in pairs]
+            ratios = [ours["peak_mib"] / theirs["peak_mib"]]
             reached, sign = statistics.median(ratios) <= self.goal, "<="
         else:
-            ratios = [a["work"] / a["seconds"] / (b["work"] / b["seconds"]) for a, b in pairs]
+            ratios = [b / a for a, b in zip(ours["step_seconds"], theirs["step_seconds"], strict=True)]
             reached, sign = statistics.median(ratios) >= self.goal, ">="
-        return f"{self.title:<72}{spread(ratios, '.2f'):>20}   goal {sign} {self.goal:g}{'' if reached else '  MISSED'}"
+        return f"{self.title:<58}{spread(ratios, '.2f'):>20}   goal {sign} {self.goal:g}{'' if reached else ', MISSED'}"
 
 
 def insist_on_cuda() -> str:
@@ -262,18 +390,89 @@ def insist_on_cuda() -> str:
     return str(torch.cuda.get_device_name())
 
 
-def common_options(description: str | None, *, seconds: float, steps: int) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes.
+class Case(Protocol):
+    """One table of a benchmark."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+
+    @property
+    def shape(self) -> str:
+        """Of the model, a key of `models.SHAPES`."""
+
+    @property
+    def measured(self) -> list[str]:
+        """Modes, each of which is measured in turn."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark with several tables.
+
+    Attributes:
+        module: its name.
+        cases: on a processor.
+        cuda_cases: on a GPU.
+        run: one measurement of (case, mode, folder of the model, steps, a folder to write in).
+        report: prints the table of (name, case, results, steps, machine).
+    """
+
+    module: str
+    cases: Mapping[str, Any]
+    cuda_cases: Mapping[str, Any]
+    run: Callable[[Any, str, Path, int, Path], Result]
+    report: Callable[[str, Any, Results, int, str], None]
+
+    def measure_case(self, name: str, steps: int) -> Results:
+        """All modes of a case in turns.
+
+        Args:
+            name: of the case.
+            steps: of each process.
+        """
+        from tests.benchmarks.models import make_model
+
+        case: Case = {**self.cases, **self.cuda_cases}[name]
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            make_model(model, case.shape)
+            arguments = ["--cases", name, "--rounds", str(steps - 1)]
+            return step_in_turns(self.module, case.measured, model, steps, arguments)
+
+
+def drive(description: str | None, bench: Bench) -> None:
+    """Read the command line, measure and print the tables; with `--child`, be one of the processes.
 
     Args:
         description: the module's docstring.
-        seconds: time for all rounds unless told.
-        steps: optimizer steps of a measurement unless told.
+        bench: what is measured.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=seconds, help="no round begins that would end later")
-    parser.add_argument("--rounds", type=int, default=5, help="at most so many rounds")
-    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps of one measurement")
+    parser.add_argument("--cases", help=f"of {', '.join(bench.cases)}; on a GPU of {', '.join(bench.cuda_cases)}")
+    parser.add_argument("--rounds", type=int, default=5, help="steps that are counted, after one that is not")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a 0.5 B shape in bf16 and nf4")
     parser.add_argument("--child", nargs=2, metavar=("MODE", "MODEL"), help=argparse.SUPPRESS)
-    return parser
+    given = parser.parse_args()
+    steps = given.rounds + 1
+    if given.child:
+        import torch
+
+        mode, model = given.child
+        case = {**bench.cases, **bench.cuda_cases}[given.cases]
+        if case.device == "cpu":
+            torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory() as folder:
+            found = bench.run(case, mode, Path(model), steps, Path(folder))
+        print("\n" + json.dumps(found))
+        return
+    machine = insist_on_cuda() if given.device == "cuda" else "one thread"
+    known = bench.cuda_cases if given.device == "cuda" else bench.cases
+    names = list(known) if given.cases is None else given.cases.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"--cases {','.join(unknown)}: there are {', '.join(known)}")
+    if given.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    for name in names:
+        bench.report(name, known[name], bench.measure_case(name, steps), steps, machine)

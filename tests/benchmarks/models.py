@@ -20,6 +20,9 @@ SHAPES: dict[str, dict[str, int]] = {
                  num_attention_heads=14, num_key_value_heads=2),
 }  # fmt: skip
 
+#: What is trained, by adapter.
+WEIGHTS = {"none": "float32, all weights trained", "lora": "LoRA on bf16", "qlora": "LoRA on nf4"}
+
 
 def make_model(folder: Path, shape: str) -> None:
     """Write random weights and the shipped tokenizer, whose tokens are the first of the vocabulary.
