@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nexus.rollout.cache import roomy_cache
 from nexus.types import Generation
 
 _BLOCK = 256
@@ -193,8 +194,6 @@ class _Batch:
 
     def _prefill(self) -> Tensor:
         """Run the prompts; sets cache, mask and next positions for all rows and returns their logits [R, V]."""
-        from transformers import DynamicCache
-
         width = max(map(len, self.unique))
         ids = torch.zeros(len(self.unique), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -203,7 +202,7 @@ class _Batch:
             mask[row, width - len(prompt) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=self.model.config)
+        self.cache = roomy_cache(self.model.config)
         logits: Tensor = self.model(
             input_ids=ids,
             attention_mask=mask,
