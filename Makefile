@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-readme test-faults check bench format tree tiny clean
+.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -56,8 +56,16 @@ check: $(VENV)/.test-ok ## lint, format, types, docstrings, import floors
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.architecture.readme_tree --check
 
-bench: $(VENV)/.test-ok ## speed and memory of fine-tuning against TRL and a bare loop, about two minutes
+bench: bench-sft bench-pref bench-rl ## all three benchmarks, about twenty-five minutes
+
+bench-sft: $(VENV)/.test-ok ## speed and memory of fine-tuning against TRL and a bare loop, about two minutes
 	$(BIN)/python -m tests.benchmarks.bench_sft
+
+bench-pref: $(VENV)/.test-ok ## DPO and ORPO against TRL and a bare loop, about ten minutes
+	$(BIN)/python -m tests.benchmarks.bench_pref
+
+bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, about ten minutes
+	$(BIN)/python -m tests.benchmarks.bench_rl
 
 format: $(VENV)/.test-ok ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .

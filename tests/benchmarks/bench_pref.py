@@ -52,7 +52,6 @@ ORPO_MODES = {
     "loop": "bare PyTorch loop: the limit",
     "trl": "TRL ORPOTrainer (experimental)",
 }
-MODES = DPO_MODES | ORPO_MODES
 
 
 @dataclass(frozen=True)
@@ -352,9 +351,11 @@ def print_case(name: str, case: Case, results: Results, steps: int, machine: str
         print(comparison.line(results))
     if case.method == "dpo":
         passes = (results["nexus"]["reference"], results["trl_kept"]["reference"])
-        print("reference of all {} pairs, once: Nexus {:.1f} s, TRL {:.1f} s".format(len(rows), *passes))
+        print(f"reference of all {len(rows)} pairs, once: Nexus {passes[0]:.1f} s, TRL {passes[1]:.1f} s")
     print(flush=True)
 
 
+BENCH = Bench(MODULE, CASES, CUDA_CASES, run, print_case)
+
 if __name__ == "__main__":
-    drive(__doc__, Bench(MODULE, CASES, CUDA_CASES, run, print_case))
+    drive(__doc__, BENCH)

@@ -428,5 +428,7 @@ def print_case(name: str, case: Case, results: Results, steps: int, machine: str
     print(flush=True)
 
 
+BENCH = Bench(MODULE, CASES, CUDA_CASES, run, print_case)
+
 if __name__ == "__main__":
-    drive(__doc__, Bench(MODULE, CASES, CUDA_CASES, run, print_case))
+    drive(__doc__, BENCH)

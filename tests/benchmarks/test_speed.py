@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 
 import pytest
 
+from tests.benchmarks import bench_pref, bench_rl
 from tests.benchmarks.bench_sft import rounds
+from tests.benchmarks.common import REPOSITORY, Bench
 
 
 @pytest.mark.benchmark
@@ -16,3 +20,37 @@ def test_sft_is_faster_and_smaller_than_trl_padded() -> None:
     memory = {mode: statistics.median(r["peak_mib"] for r in runs) for mode, runs in results.items()}
     assert speed["nexus"] > 1.2 * speed["trl_padded"]
     assert memory["nexus"] < memory["trl_padded"]
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize(
+    ("bench", "name", "theirs", "least"),
+    [
+        (bench_pref.BENCH, "dpo", "trl_each", 1.8),
+        (bench_pref.BENCH, "orpo", "trl", 1.6),
+        (bench_rl.BENCH, "grpo", "trl", 1.1),
+        (bench_rl.BENCH, "rollout_unequal", "generate", 1.1),
+    ],
+)
+def test_one_step_is_faster_than_the_peers(
+    bench: Bench, name: str, theirs: str, least: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = bench.cases[name]
+    results = bench.measure_case(name, 2)
+    bench.report(name, case, results, 2, "one thread")
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in case.modes.values())
+    assert printed.count("goal ") == len(case.comparisons)
+    assert results[theirs]["seconds"] > least * results["nexus"]["seconds"]
+
+
+@pytest.mark.parametrize("module", [bench_pref.MODULE, bench_rl.MODULE])
+def test_without_a_gpu_its_option_ends_with_one_message(module: str) -> None:
+    command = [sys.executable, "-m", module, "--device", "cuda"]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "--device cuda: torch finds no CUDA device on this machine; --device cpu measures without one"
+    ]
