@@ -21,6 +21,9 @@ _ROOM = 128  # positions that are made at a time: a copy of everything once in s
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values as views of longer tensors, which are made when the first token comes behind the prompt."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self._stores: tuple[Tensor, Tensor] | None = None
