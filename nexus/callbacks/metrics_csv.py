@@ -48,9 +48,12 @@ class MetricsCsv(Callback):
         self._started = 0.0
         self._mark = (0.0, 0)
         self._earlier_seconds = 0.0
+        self._measured: list[Measured] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of a resumed run and start the clock."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        self._measured = [callback for callback in callbacks if isinstance(callback, Measured)]  # slow for a protocol
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
         self.rows = kept
         self._earlier_seconds = kept[-1]["seconds"] if kept else 0.0
@@ -88,9 +91,8 @@ class MetricsCsv(Callback):
             "perf/tokens_per_second": round((tokens - last_tokens) / (now - last_time), 1),
             "perf/memory_gib": round(memory_in_use_bytes() / 2**30, 3),
         }
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Measured):
-                row |= callback.measured()
+        for callback in self._measured:
+            row |= callback.measured()
         self.rows.append(row)
         extended = self._extend([row])
         if trainer.is_global_zero:

@@ -96,7 +96,11 @@ def seed_micro_batch(seed: int, *, step: int, index: int) -> None:
         index: of the micro-batch in the step, from 0.
     """
     key = hashlib.blake2b(f"nexus/{seed}/{step}/{index}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(key, "big") >> 1)  # of the processor and of every GPU
+    number = int.from_bytes(key, "big") >> 1
+    torch.default_generator.manual_seed(number)
+    # torch.manual_seed would queue the call with a stack trace, in every step, where CUDA is never used
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(number)
 
 
 class Method(LightningModule):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 
 import pytest
 import torch
 
-from nexus.methods.base import Method, schedule_factor
+from nexus.methods.base import Method, schedule_factor, seed_micro_batch
 from tests import small
 
 WARM_UP = [1 / 4, 2 / 4, 3 / 4]  # three steps; the fourth has the whole rate
@@ -125,3 +126,16 @@ def test_a_method_without_a_loss_says_so() -> None:
     )
     with pytest.raises(TypeError, match=r"Method must define loss"):
         bare.loss(small.make_step(small.make_rows(1))[0])
+
+
+def test_a_micro_batch_is_seeded_as_torch_would_and_nothing_is_queued() -> None:
+    """torch.manual_seed keeps each call and a stack trace until CUDA is first used: slow, and it grows."""
+    queued = len(torch.cuda._queued_calls)
+    seed_micro_batch(7, step=3, index=1)
+    drawn = torch.rand(5)
+    assert len(torch.cuda._queued_calls) == queued
+    key = hashlib.blake2b(b"nexus/7/3/1", digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(key, "big") >> 1)
+    assert torch.equal(torch.rand(5), drawn)
+    seed_micro_batch(7, step=3, index=2)
+    assert not torch.equal(torch.rand(5), drawn)
