@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean
+.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean bench-needle
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -66,6 +66,9 @@ bench-pref: $(VENV)/.test-ok ## DPO and ORPO against TRL and a bare loop, about 
 
 bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, about ten minutes
 	$(BIN)/python -m tests.benchmarks.bench_rl
+
+bench-needle: $(VENV)/.test-ok ## retrieval beyond the trained length, with and without scaled positions, some six minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.needle
 
 format: $(VENV)/.test-ok ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
