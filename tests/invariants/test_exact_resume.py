@@ -15,75 +15,16 @@ import torch
 
 from nexus.callbacks.checkpoint import newest_whole
 from nexus.config.check import resume_identity
-from nexus.data.corpus import Corpus
-from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
-from nexus.methods.dpo import DPO
-from nexus.methods.kto import KTO
-from nexus.methods.orpo import ORPO
-from nexus.methods.sft import SFT
-from nexus.methods.simpo import SimPO
 from nexus.models.saved_state import insist_on_identity
-from nexus.types import TokenizedGroup
-from tests import rollouts, small
+from tests import runs, small
 
 STEPS = 6
 STOPS = (2, 3, 5)  # the later ones are slow tests
-DROPOUT = {"dropout": 0.2}
-LORA, DORA, QLORA = ({**adapter, **DROPOUT} for adapter in (small.LORA, small.DORA, small.QLORA))
-SFT_LIKE = {
-    "sft": (SFT, small.NO_ADAPTER, {}),
-    "cpt": (SFT, small.NO_ADAPTER, {"count_tokens": "all"}),
-    "lora": (SFT, LORA, {}),
-    "qlora": (SFT, QLORA, {}),
-    "dora": (SFT, DORA, {}),
-}
-PREFERENCE = {
-    "dpo": (DPO, {"form": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "length_normalized": False}),
-    "orpo": (ORPO, {"beta": 0.1}),
-    "simpo": (SimPO, {"beta": 2.0, "gamma": 1.0}),
-    "kto": (KTO, {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),
-}
-
-
-class Pairs(NexusDataModule):
-    """Twelve made-up pairs as the rows of a corpus; four make a step, two a micro-batch."""
-
-    def __init__(self, corpus: Corpus, pairs: list[TokenizedGroup], **more: Any) -> None:
-        super().__init__(corpus, **more)
-        corpus.rows = pairs
-
-
-def build(name: str) -> tuple[Any, Any]:
-    """Method and data of a run, made anew as another process would."""
-    common: dict[str, Any] = {"neftune_alpha": 5.0, "total_steps": STEPS}
-    if name == "grpo":
-        method = rollouts.make_method(rollouts.GRPO, adapter=LORA, kl_coef=0.1, neftune_alpha=5.0)
-        length = rollouts.rewards_of(rollouts.number_of_tokens)
-        data = rollouts.make_data(method, length, corpus=rollouts.make_prompts(), steps_per_rollout=2, num_iterations=2)
-        return method, data
-    if name in PREFERENCE:
-        kind, settings = PREFERENCE[name]
-        method = small.make_method(kind, adapter=LORA, **common, **settings)
-        data = Pairs(small.make_corpus(small.make_tokenizer()), small.make_pairs(12), loss_unit=method.loss_unit)
-    else:
-        kind, adapter, changes = SFT_LIKE[name]
-        base = small.settings(quantization=small.QUANTIZATION) if name == "qlora" else small.settings()
-        method = small.make_method(kind, adapter=adapter, base_model=base, **common)
-        data = NexusDataModule(small.make_corpus(small.make_tokenizer(), **changes))
-    method.configure_model()
-    method.train()
-    return method, data
 
 
 def train(name: str, folder: Path, *, steps: int, ambient: int, resume: Path | None = None) -> Any:
-    torch.manual_seed(ambient)
-    method, data = build(name)
-    torch.manual_seed(ambient)
-    trainer = small.make_trainer(folder, max_steps=steps, callbacks=[small.make_saver(folder)])
-    trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
-    assert trainer.global_step == steps
-    return method
+    return runs.train(name, folder, steps=STEPS, until=steps, ambient=ambient, resume=resume)
 
 
 @functools.cache
@@ -92,7 +33,7 @@ def uninterrupted(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("stop", [STOPS[0], *(pytest.param(stop, marks=pytest.mark.slow) for stop in STOPS[1:])])
-@pytest.mark.parametrize("name", [*SFT_LIKE, *PREFERENCE, "grpo"])
+@pytest.mark.parametrize("name", [*runs.SFT_LIKE, *runs.PREFERENCE, *runs.ROLLOUTS])
 def test_resumed_equals_uninterrupted(
     name: str, stop: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -112,7 +53,7 @@ def test_resumed_equals_uninterrupted(
 def test_what_is_drawn_matters(tmp_path: Path) -> None:
     """The equality above would be empty if nothing were drawn: another seed of the drawing alone counts."""
     whole = train("lora", tmp_path / "a", steps=2, ambient=1)
-    method, data = build("lora")
+    method, data = runs.build("lora", steps=STEPS)
     method.seed += 1  # the weights are made already
     small.make_trainer(tmp_path / "b", max_steps=2).fit(method, datamodule=data)
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), method.parameters(), strict=True))
