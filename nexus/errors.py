@@ -31,6 +31,7 @@ EXIT_STATUS: dict[str, int] = {
     "OUT": 73,  # an output folder that cannot be written
     "RUN": 75,  # somebody else holds the run folder; try again
     "SEC": 77,  # refused for safety
+    "SUP": 77,  # a library that is known to do harm
 }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nexus.config.folders import conf_dir, groups
+from nexus.config.known_bad import refuse_known_bad
 from nexus.config.overrides import from_hydra, override_problems, quote_verbatim
 from nexus.errors import ConfigError, NexusError, Problem
 
@@ -95,6 +96,7 @@ def run_hydra(
 
     words = quote_verbatim(sys.argv[1:], verbatim)
     try:
+        refuse_known_bad()
         arguments = _parse(words)
         if arguments.help or arguments.delegate:
             return _show(arguments, words, root)
