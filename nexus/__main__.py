@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
+
+# isort: split
 import ast
 import difflib
 import importlib
 import sys
 from pathlib import Path
 
-import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.errors import NexusError
 
 #: Modules beside the doors that are no commands.

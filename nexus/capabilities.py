@@ -5,10 +5,12 @@ With `datasets=true` it lists the dataset cards instead, as a table in Markdown.
 
 from __future__ import annotations
 
+import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
+
+# isort: split
 import argparse
 import sys
 
-import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.capabilities import MEASURED_ONLY, CapabilityInfo, read_capabilities
 from nexus.config.datasets import DatasetInfo, read_datasets
 from nexus.errors import NexusError

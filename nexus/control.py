@@ -5,13 +5,15 @@ python -m nexus.control RUN pause | resume | checkpoint | stop | status
 
 from __future__ import annotations
 
+import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
+
+# isort: split
 import difflib
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.errors import NexusError
 from nexus.flags import WORDS
 from nexus.storage.run_status import is_running, lay_request, read_status

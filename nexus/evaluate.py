@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
+
+# isort: split
 import sys
 from pathlib import Path
 
-import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.compose import Job, run_hydra
 from nexus.stages.preflight import evaluate_problems
 from nexus.storage.redaction import redact_message

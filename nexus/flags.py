@@ -1,10 +1,12 @@
-"""What a signal or a control file asks of this process: plain values that handlers set and step boundaries read."""
+"""What a signal or a control file asks of this process: plain values that handlers set and step boundaries read.
+
+It is loaded before a door has handlers, so it loads next to nothing: no dataclasses, for one, which load a parser.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 #: What can be asked of a run, by control file or by door; applied in this order if several were laid at once.
 WORDS = ("pause", "resume", "checkpoint", "stop")
@@ -12,17 +14,19 @@ WORDS = ("pause", "resume", "checkpoint", "stop")
 TERMINATED, INTERRUPTED = 143, 130
 
 
-@dataclass(frozen=True)
 class Stop:
     """A run is to save and leave.
 
-    Attributes:
+    Args:
         status: exit status.
         reason: who asked.
     """
 
-    status: int
-    reason: str
+    __slots__ = ("reason", "status")
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        self.reason = reason
 
 
 class Flags:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
+
+# isort: split
 import sys
 
-import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.compose import Job, run_hydra
 from nexus.stages.preflight import generate_problems
 from nexus.storage.redaction import redact_message

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
+
+# isort: split
 import json
 import os
 import sys
@@ -10,7 +13,6 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-import nexus.signals  # noqa: F401  first, so that Ctrl-C while the rest loads ends quietly
 from nexus.config.capabilities import without_measured_only
 from nexus.config.compose import Done, Job, run_hydra
 from nexus.stages.preflight import train_problems

@@ -133,7 +133,7 @@ def test_a_temporary_folder_on_another_device_changes_nothing(tmp_path: Path) ->
             shutil.rmtree(folder.parent)
     assert interrupted > 0
     print(
-        f"P8: {TMPDIR_KILLS} kills with $TMPDIR on another device, {interrupted} of them inside a save; 0 damaged, 0 left"
+        f"P8: {TMPDIR_KILLS} kills with $TMPDIR on another device, {interrupted} inside a save; 0 damaged, 0 left over"
     )
 
 
