@@ -20,6 +20,9 @@ from nexus.flags import FLAGS, INTERRUPTED, TERMINATED
 #: Those that Windows does not have are left out there; control files do the same.
 _USER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
+#: What this process was told to ignore when it was started.
+_IGNORED = {number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
+
 
 def _on_user(number: int, frame: FrameType | None) -> None:
     if number == _USER[0]:
@@ -50,16 +53,16 @@ def _leave(status: int, reason: str) -> None:
 def install() -> None:
     """Take the four signals; what the parent process made this one ignore (`nohup`, `&`) stays ignored.
 
-    Called again when training begins, because Lightning puts a handler of its own for SIGTERM in front. Outside the
-    main thread, where Python allows no handlers, nothing happens.
+    Called again when training begins, because Lightning puts a handler of its own for SIGTERM in front, which ends the
+    training without a checkpoint if the signal comes just after a step boundary. Outside the main thread, where Python
+    allows no handlers, nothing happens.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _USER:
         signal.signal(number, _on_user)
     for number, handler in ((signal.SIGTERM, _on_terminate), (signal.SIGINT, _on_interrupt)):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+        signal.signal(number, signal.SIG_IGN if number in _IGNORED else handler)
     FLAGS.handled = True
 
 

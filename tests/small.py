@@ -12,13 +12,16 @@ from lightning.pytorch import Callback, Trainer
 
 import nexus
 from nexus.callbacks.checkpoint import AtomicCheckpointIO, StepCheckpoint
+from nexus.callbacks.hold import Desk
 from nexus.data.collate import Rows, collate_step
 from nexus.data.corpus import Corpus
 from nexus.data.module import NexusDataModule
+from nexus.flags import Flags
 from nexus.methods.base import Method
 from nexus.methods.reward_model import RewardModel
 from nexus.methods.sft import SFT
 from nexus.methods.step_guard import StepGuard
+from nexus.storage.run_status import Board
 from nexus.types import LossUnit, MicroBatch, TokenizedExample, TokenizedGroup
 
 ASSETS = Path(nexus.__path__[0]) / "assets"
@@ -182,6 +185,7 @@ def make_saver(folder: Path, **changes: Any) -> StepCheckpoint:
         "seconds_between_tries": 0.01,
         "folder": str(folder / "checkpoints"),
         "identity": {"seed": 11},
+        "desk": Desk(board=Board(folder), flags=Flags()),
     }
     return StepCheckpoint(**(chosen | changes))
 

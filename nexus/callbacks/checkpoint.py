@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from nexus.errors import NexusError
 from nexus.models.saved_state import folder_name, read_state, verify_state, write_state
-from nexus.storage.atomic import TEMPORARY_PREFIX, remove_leftovers
+from nexus.storage.atomic import TEMPORARY_PREFIX, is_disk_full, remove_leftovers
+
+if TYPE_CHECKING:
+    from nexus.callbacks.hold import Desk
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step=(\d+)$")
 _DAMAGED = ".bad"
-_DISK_FULL = "E-OUT-02"
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -153,6 +154,7 @@ class StepCheckpoint(Callback):
         seconds_between_tries: between two looks for room.
         folder: where they go; given by the run.
         identity: settings and hash of the rows that a resumed run must share; given by the run.
+        desk: of the training; given by the run.
 
     Raises:
         ValueError: if a number is out of range.
@@ -167,6 +169,7 @@ class StepCheckpoint(Callback):
         seconds_between_tries: float,
         folder: str,
         identity: dict[str, Any],
+        desk: Desk,
     ) -> None:
         if every_n_steps < 1 or keep < 1:
             raise ValueError("every_n_steps and keep must be at least 1")
@@ -178,6 +181,7 @@ class StepCheckpoint(Callback):
         self.seconds_between_tries = seconds_between_tries
         self.folder = Path(folder)
         self.identity = identity
+        self.desk = desk
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a killed run left half-written."""
@@ -212,26 +216,33 @@ class StepCheckpoint(Callback):
 
         Raises:
             NexusError: `E-OUT-02` if there was no room in `wait_for_space_minutes`.
+            RunStopped: if the run is to stop meanwhile; this step is then not saved.
         """
         path = self.path(trainer.global_step)
-        deadline = time.monotonic() + 60 * self.wait_for_space_minutes
-        told = False
-        while True:
-            try:
-                trainer.save_checkpoint(path, weights_only=False)  # False: with the optimizer
-                break
-            except NexusError as error:
-                if error.code != _DISK_FULL or time.monotonic() >= deadline:
-                    raise
-            if not told:
-                log.warning(
-                    "W-OUT-02  the disk is full: training waits up to %g minutes for room for %s; older checkpoints "
-                    "are intact", self.wait_for_space_minutes, path,
-                )  # fmt: skip
-                told = True
-            time.sleep(self.seconds_between_tries)
-        if told:
+        full = self._try_to_save(trainer, path)
+        if full is not None:
+            log.warning(
+                "W-OUT-02  the disk is full: training waits up to %g minutes for room for %s; older checkpoints "
+                "are intact", self.wait_for_space_minutes, path,
+            )  # fmt: skip
+            self.desk.wait_for(
+                trainer,
+                lambda: self._try_to_save(trainer, path),
+                reason=f"the disk is full: no room for {path.name}",
+                seconds=60 * self.wait_for_space_minutes,
+                seconds_between_tries=self.seconds_between_tries,
+            )
             log.warning("I-OUT-02  there was room again: %s is saved", path.name)
         if trainer.is_global_zero:
             for _, old in checkpoints(self.folder)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(old)
+
+    def _try_to_save(self, trainer: Trainer, path: Path) -> NexusError | None:
+        """Save; what was wrong if the disk is full."""
+        try:
+            trainer.save_checkpoint(path, weights_only=False)  # False: with the optimizer
+        except NexusError as error:
+            if not is_disk_full(error):
+                raise
+            return error
+        return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,8 +14,11 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from nexus.callbacks.checkpoint import StepCheckpoint, checkpoints
+from nexus.errors import NexusError
 from nexus.flags import Flags, Stop
 from nexus.storage.run_status import Board
+
+log = logging.getLogger(__name__)
 
 #: How often a held run looks for requests. Waiting on an event instead could deadlock: its lock, taken by the main
 #: thread, would be wanted by a handler that runs in the same thread.
@@ -63,6 +68,7 @@ class Desk:
         self.board = board
         self.flags = flags
         self.held_seconds = 0.0
+        self._depth = 0
         self._console = Console()
 
     def tell(self, line: str) -> None:
@@ -133,30 +139,79 @@ class Desk:
         Raises:
             RunStopped: if the run is to stop meanwhile.
         """
-        began = time.perf_counter()
-        earlier = self.board.fields["state"]
         self.tell(f"{state} at step {trainer.global_step}: {reason}")
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-        self.board.update(step=trainer.global_step)
-        self.board.set_state(state, reason)
-        try:
+        with self._held(trainer, state, reason):
             while True:
                 self.serve(trainer)
                 if until():
                     break
                 time.sleep(_LOOK_SECONDS)
+
+    def wait_for(
+        self,
+        trainer: Trainer,
+        attempt: Callable[[], NexusError | None],
+        *,
+        reason: str,
+        seconds: float,
+        seconds_between_tries: float,
+    ) -> None:
+        """Stand still, as a pause, until something that the user must make possible succeeds; a stop is obeyed.
+
+        Args:
+            trainer: at a step boundary.
+            attempt: tries it; None if it succeeded, else what is wrong.
+            reason: for the status.
+            seconds: when to give up.
+            seconds_between_tries: between two attempts.
+
+        Raises:
+            RunStopped: if the run is to stop meanwhile.
+            NexusError: of the last attempt.
+        """
+        began = tried = time.monotonic()
+        with self._held(trainer, "paused", reason):
+            while True:
+                if self.flags.stop is not None:
+                    raise RunStopped(self.flags.stop)
+                if time.monotonic() - tried >= seconds_between_tries:
+                    error, tried = attempt(), time.monotonic()
+                    if error is None:
+                        return
+                    if tried - began >= seconds:
+                        raise error
+                time.sleep(min(_LOOK_SECONDS, seconds_between_tries))
+
+    @contextmanager
+    def _held(self, trainer: Trainer, state: str, reason: str) -> Iterator[None]:
+        """Tell the status, and leave the time out of every clock; within a hold only the outer one counts time."""
+        began = time.perf_counter()
+        earlier = self.board.fields["state"], self.board.fields["reason"]
+        self.board.update(step=trainer.global_step)
+        self._show(state, reason)
+        self._depth += 1
+        try:
+            yield
         finally:
+            self._depth -= 1
             seconds = time.perf_counter() - began
-            self.held_seconds += seconds
+            self.held_seconds += 0.0 if self._depth else seconds
             self.board.update(paused_seconds=round(self.held_seconds, 1))
-        seconds = time.perf_counter() - began
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in () if self._depth else trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Timed):
                 callback.skip_seconds(seconds)
-        self.board.set_state(earlier)
+        self._show(*earlier)
         self.tell(f"going on after {seconds:.1f} s")
+
+    def _show(self, state: str, reason: str) -> None:
+        """Put a state on the status; a full disk, which is what training may be waiting for, does not stop the wait."""
+        try:
+            self.board.set_state(state, reason)
+        except NexusError as error:
+            log.warning("W-RUN-02  status.json is not up to date: %s", error)
 
 
 def _keeper(trainer: Trainer) -> StepCheckpoint | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nexus.callbacks.hold import Measured
+from nexus.errors import NexusError
 from nexus.hardware.usage import memory_in_use_bytes
-from nexus.storage.atomic import write_text
+from nexus.storage.atomic import is_disk_full, write_text
+
+log = logging.getLogger(__name__)
 
 #: Columns of every method; what a method measures besides follows them.
 COLUMNS = (
@@ -49,6 +53,7 @@ class MetricsCsv(Callback):
         self._mark = (0.0, 0)
         self._earlier_seconds = 0.0
         self._measured: list[Measured] = []
+        self._behind = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of a resumed run and start the clock."""
@@ -76,6 +81,8 @@ class MetricsCsv(Callback):
         """Write the last step."""
         if trainer.global_step and (not self.rows or self.rows[-1]["step"] != trainer.global_step):
             self.write(trainer, pl_module)
+        if self._behind:
+            self._rewrite()
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather one row and hand it to the file and the loggers."""
@@ -96,13 +103,26 @@ class MetricsCsv(Callback):
         self.rows.append(row)
         extended = self._extend([row])
         if trainer.is_global_zero:
-            if extended:
+            self._keep(row, whole=extended or self._behind)
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=trainer.global_step)
+
+    def _keep(self, row: dict[str, Any], *, whole: bool) -> None:
+        """Put the last row into the file; on a full disk it waits here, and the next row brings all of them along."""
+        try:
+            if whole:
                 self._rewrite()
             else:
                 with self.path.open("a", newline="") as file:
                     csv.DictWriter(file, self.columns).writerow(row)
-            for logger in trainer.loggers:
-                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=trainer.global_step)
+        except (OSError, NexusError) as error:
+            if not is_disk_full(error):
+                raise
+            if not self._behind:
+                log.warning("W-OUT-03  the disk is full: rows of %s wait in memory for room", self.path.name)
+            self._behind = True
+        else:
+            self._behind = False
 
     def skip_seconds(self, seconds: float) -> None:
         """Leave held time out of the speed and of the column `seconds`."""

@@ -24,6 +24,10 @@ class RunControl(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a pause or stop that was asked for before the first step holds from here."""
+        if self.desk.flags.handled:
+            from nexus.signals import install  # here, because loading it takes the signals, as a door does first
+
+            install()
         self._began = (time.perf_counter() - self.desk.held_seconds, trainer.global_step)
         self.desk.board.update(step=trainer.global_step, steps=trainer.max_steps, eta_seconds=None)
         self._act(trainer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from nexus.rollout.generate import generate
-from nexus.storage.atomic import write_text
+from nexus.storage.atomic import is_disk_full, write_text
+
+log = logging.getLogger(__name__)
 
 
 class Samples(Callback):
@@ -74,10 +78,23 @@ class Samples(Callback):
             batch_size=len(self.prompts),
         )
         model.train(was_training)
-        with self.path.open("a", encoding="utf-8") as file:
-            for name, answer in zip(self.prompts, answers, strict=True):
-                row = {"step": trainer.global_step, "id": name, "answer": answer.text, "finished": answer.finished}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = [
+            {"step": trainer.global_step, "id": name, "answer": answer.text, "finished": answer.finished}
+            for name, answer in zip(self.prompts, answers, strict=True)
+        ]
+        self._keep("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         first = escape(answers[0].text.replace("\n", " ")[:150])
         line = f"[dim]sample at step {trainer.global_step}: {first}[/dim]"
         self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _keep(self, lines: str) -> None:
+        """Append; a full disk costs these answers, not the run, and leaves no half line."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            os.truncate(self.path, size)
+            log.warning("W-OUT-03  the disk is full: answers of this step are not in %s", self.path.name)

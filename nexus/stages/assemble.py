@@ -208,6 +208,7 @@ def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared, *, 
         "checkpoint": {
             "folder": str(checkpoint_folder(config, folder)),
             "identity": identity_of(config, prepared),
+            "desk": desk,
         },
         "metrics_csv": {"path": str(folder / "metrics.csv")},
         "samples": {

@@ -20,6 +20,7 @@ from nexus.errors import NexusError
 
 #: Unfinished writes begin so; whoever lists a folder skips these names.
 TEMPORARY_PREFIX = ".tmp-"
+_DISK_FULL = "E-OUT-02"
 
 
 def _temporary_name(target: Path) -> Path:
@@ -68,12 +69,26 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_disk_full(error: OSError | NexusError) -> bool:
+    """Whether a write failed because the disk, or the user's share of it, is full.
+
+    Args:
+        error: of the system, or of this module.
+
+    Returns:
+        False for everything else that can be wrong.
+    """
+    if isinstance(error, NexusError):
+        return error.code == _DISK_FULL
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _disk_full(error: OSError, target: Path) -> NexusError | None:
     """Disk full is the user's to mend; any other failure of the system keeps its own text."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not is_disk_full(error):
         return None
     return NexusError(
-        "E-OUT-02",
+        _DISK_FULL,
         "the disk is full; the previous version is untouched",
         where=str(target),
         remedy="free some space or choose another folder with run_dir=",

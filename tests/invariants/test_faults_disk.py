@@ -1,21 +1,35 @@
-"""A full disk stops training for a while, not for good. ENOSPC is raised at the call that writes."""
+"""A full disk stops training for a while, not for good.
+
+ENOSPC is raised at the call that writes and, where a small disk can be mounted (Linux, as root), by a real one.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import os
 import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from nexus.callbacks.checkpoint import checkpoints
+from nexus.callbacks.checkpoint import checkpoints, newest_whole
+from nexus.callbacks.hold import Desk, RunStopped
+from nexus.callbacks.metrics_csv import MetricsCsv, read_metrics
+from nexus.callbacks.run_control import RunControl
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
+from nexus.flags import TERMINATED, Flags
 from nexus.models import saved_state
 from nexus.models.saved_state import verify_state
-from tests import faults, small
+from nexus.storage.run_status import STATUS_NAME, Board
+from tests import faults, runs, small
 
 pytestmark = pytest.mark.faults
 
@@ -65,6 +79,7 @@ def test_waits_for_room_and_goes_on(
         assert [step for step, _ in checkpoints(folder / "checkpoints")] == [5, 6]
         for ours_, theirs in zip(ours.parameters(), whole.parameters(), strict=True):
             assert torch.equal(ours_, theirs)
+    print(f"P9: {FILLINGS} runs met ENOSPC in a save, waited and ended with the weights of the run left alone")
 
 
 @pytest.mark.parametrize("first", range(2, 2 + faults.count(2, 5)))
@@ -78,3 +93,102 @@ def test_ends_when_nobody_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert kept[-1][0] == first - 1
     verify_state(kept[-1][1])
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [path.name for _, path in kept]
+
+
+def test_a_stop_is_obeyed_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FullDisk(monkeypatch, first=2, times=float("inf"))
+    tmp_path.joinpath("run").mkdir()
+    desk = Desk(board=Board(tmp_path / "run"), flags=Flags())
+    threading.Timer(1.0, lambda: desk.flags.request_stop(TERMINATED, "SIGTERM")).start()
+    with pytest.raises(RunStopped):
+        train(tmp_path / "run", wait_for_space_minutes=5.0, seconds_between_tries=0.05, desk=desk)
+    told = json.loads((tmp_path / "run" / STATUS_NAME).read_text())
+    assert (told["state"], told["reason"]) == ("paused", "the disk is full: no room for step=00000002")
+    assert [step for step, _ in checkpoints(tmp_path / "run" / "checkpoints")] == [1]
+
+
+# A disk that is really full.
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class Filler(runs.Callback):
+    """Fills the disk after a step but for so many bytes, and frees it half a second after training noticed, or at once.
+
+    Attributes:
+        said: whether `status.json` itself told of the pause.
+    """
+
+    def __init__(self, disk: Path, *, step: int, left: int, board: Board) -> None:
+        self.ballast, self.step, self.left, self.board = disk / "ballast", step, left, board
+        self.said = self.paused = False
+        self.waiter: threading.Thread | None = None
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Before the other callbacks write."""
+        if trainer.global_step == self.step:
+            free = os.statvfs(self.ballast.parent)
+            self.ballast.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - self.left)))
+            self.waiter = threading.Thread(target=self._free)
+            self.waiter.start()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Every thread ends with its run."""
+        assert self.waiter is not None
+        self.waiter.join()
+
+    def _free(self) -> None:
+        deadline = time.monotonic() + 20
+        while self.board.fields["state"] != "paused" and self.board.fields["step"] != self.step + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        self.paused = self.board.fields["state"] == "paused"
+        time.sleep(0.1)
+        if self.paused:
+            assert newest_whole(self.ballast.parent / "run" / "checkpoints", tell=print) is not None or self.step == 1
+            self.said = json.loads((self.ballast.parent / "run" / STATUS_NAME).read_text())["state"] == "paused"
+        self.ballast.unlink()
+
+
+def test_a_disk_that_is_really_full(disk: Path, tmp_path: Path) -> None:
+    runs.go_on("lora", tmp_path / "whole", steps=6, ambient=1, every_n_steps=1, layers=1)
+    rng, paused, said = random.Random(9), 0, 0
+    for trial in range(FILLINGS):
+        run = disk / "run"
+        run.mkdir()
+        desk = Desk(board=Board(run), flags=Flags())
+        # between nothing at all and a little more than a checkpoint takes
+        filler = Filler(disk, step=rng.randint(1, 5), left=rng.randrange(0, 160_000), board=desk.board)
+        metrics = MetricsCsv(every_n_steps=1, path=str(run / "metrics.csv"))
+        method, data = runs.build("lora", steps=6, layers=1)
+        saver = small.make_saver(
+            run, every_n_steps=1, wait_for_space_minutes=1.0, seconds_between_tries=0.05, desk=desk
+        )
+        trainer = small.make_trainer(run, max_steps=6, callbacks=[filler, metrics, saver, RunControl(desk=desk)])
+        desk.board.set_state("training")
+        trainer.fit(method, datamodule=data)
+        paused, said = paused + filler.paused, said + filler.said
+        theirs = runs.load_file(tmp_path / "whole" / "weights.safetensors")
+        ours = {name: p for name, p in method.named_parameters() if p.requires_grad}
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), trial
+        assert [step for step, _ in checkpoints(run / "checkpoints")] == [5, 6]
+        assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
+        subprocess.run(["rm", "-r", str(run)], check=True)
+    assert 0 < said <= paused
+    print(
+        f"P9: a disk filled {FILLINGS} times: {paused} runs paused, {said} could still write that to status.json; "
+        "no checkpoint or row lost, equal weights"
+    )
