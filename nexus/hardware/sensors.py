@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 #: Drivers of processor sensors in `/sys/class/hwmon`: Intel, AMD (two), ARM boards.
 _PROCESSOR_DRIVERS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
@@ -134,6 +137,7 @@ class Poller:
         self.sensors = dict(sensors)
         self.seconds = seconds
         self.readings: dict[str, Reading] = {}
+        self._broken: set[str] = set()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -156,5 +160,11 @@ class Poller:
 
     def _round(self) -> None:
         for name, sensor in self.sensors.items():
-            celsius = sensor.read()
+            try:
+                celsius = sensor.read()
+            except Exception as error:  # a driver's own kinds; the thread must live on, or readings end without a word
+                celsius = None
+                if name not in self._broken:
+                    log.warning("W-THM-03  the sensor of the %s fails: %r", name, error)
+                self._broken.add(name)
             self.readings[name] = Reading(celsius, time.monotonic())
