@@ -71,6 +71,11 @@ class Desk:
         self._depth = 0
         self._console = Console()
 
+    @property
+    def holding(self) -> bool:
+        """Whether training stands still now."""
+        return self._depth > 0
+
     def tell(self, line: str) -> None:
         """Print a line without markup or colors."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -191,7 +196,7 @@ class Desk:
         began = time.perf_counter()
         earlier = self.board.fields["state"], self.board.fields["reason"]
         self.board.update(step=trainer.global_step)
-        self._show(state, reason)
+        self.show(state, reason)
         self._depth += 1
         try:
             yield
@@ -203,11 +208,16 @@ class Desk:
         for callback in () if self._depth else trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Timed):
                 callback.skip_seconds(seconds)
-        self._show(*earlier)
+        self.show(*earlier)
         self.tell(f"going on after {seconds:.1f} s")
 
-    def _show(self, state: str, reason: str) -> None:
-        """Put a state on the status; a full disk, which is what training may be waiting for, does not stop the wait."""
+    def show(self, state: str, reason: str) -> None:
+        """Put a state on the status; a full disk, which is what training may be waiting for, is only told.
+
+        Args:
+            state: one or two words.
+            reason: why.
+        """
         try:
             self.board.set_state(state, reason)
         except NexusError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,21 @@ def run_control_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     thermal = config["callbacks"].get("thermal_pause")
     if thermal is not None:
         yield from _heat_problems(thermal)
+    quiet = config["callbacks"].get("quiet_hours")
+    if quiet is not None and {"begins", "ends"} <= quiet.keys():
+        yield from _clock_problems(quiet)
+
+
+def _clock_problems(quiet: Mapping[str, Any]) -> Iterator[Problem]:
+    """`E-CFG-02`: times that no clock shows, or that leave no hour to train in."""
+    key, remedy = "callbacks.quiet_hours", 'a time of day such as "22:00"'
+    for name in ("begins", "ends"):
+        try:
+            time.strptime(quiet[name], "%H:%M")
+        except ValueError:
+            yield Problem("E-CFG-02", f"{key}.{name}", f"= {quiet[name]!r} is no time of day", remedy)
+    if quiet["begins"] == quiet["ends"]:
+        yield Problem("E-CFG-02", f"{key}.ends", f"= {quiet['ends']!r} is when they begin", "another time")
 
 
 def _heat_problems(thermal: Mapping[str, Any]) -> Iterator[Problem]:

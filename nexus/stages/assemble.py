@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from nexus.callbacks.checkpoint import AtomicCheckpointIO
 from nexus.callbacks.hold import Desk
+from nexus.callbacks.quiet_hours import minute_of_day
 from nexus.config.build import instantiate_node
 from nexus.config.check import resume_identity
 from nexus.config.targets import signature_of
@@ -221,6 +222,8 @@ def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared, *, 
         "run_control": {"desk": desk},
         "thermal_pause": {"desk": desk, "find_sensors": functools.partial(_sensors, config)},
         "cooldown": {"desk": desk},
+        "hang_watch": {"desk": desk},
+        "quiet_hours": {"desk": desk, "now": minute_of_day},
     }
     nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
     return [instantiate_node(node, **from_run.get(name, {})) for name, node in nodes.items()]

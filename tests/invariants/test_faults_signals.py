@@ -19,8 +19,9 @@ from lightning.pytorch import Callback
 from nexus.callbacks.checkpoint import checkpoints, newest_whole
 from nexus.callbacks.cooldown import Cooldown
 from nexus.callbacks.hold import Desk, RunStopped
+from nexus.callbacks.quiet_hours import QuietHours
 from nexus.callbacks.run_control import RunControl
-from nexus.flags import FLAGS
+from nexus.flags import FLAGS, Flags
 from nexus.models.saved_state import TENSORS_NAME, verify_state
 from nexus.storage.manifest import file_sha256
 from nexus.storage.run_status import Board
@@ -254,3 +255,44 @@ def test_a_cooldown_ends_when_asked(tmp_path: Path) -> None:
         f"P16: {COOLDOWNS} rests of 60 s ended after {reactions[len(reactions) // 2]:.3f} s in the middle, "
         f"{reactions[-1]:.3f} s at most; SIGTERM saved and left in {left:.2f} s"
     )
+
+
+def test_the_remaining_time_counts_every_rest(tmp_path: Path) -> None:
+    """What `seconds_ahead` says is what a run of that length will rest."""
+    for steps in range(1, 40):
+        for every in range(1, 12):
+            desk = Desk(board=Board(tmp_path), flags=FLAGS)
+            rest = Cooldown(enabled=True, every_n_steps=every, seconds=7.0, desk=desk)
+            taken = [step for step in range(1, steps) if step % every == 0]
+            for step in range(steps + 1):
+                assert rest.seconds_ahead(step, steps) == 7.0 * sum(later > step for later in taken)
+
+
+def test_quiet_hours_hold_until_morning_or_a_resume(tmp_path: Path) -> None:
+    """The first night is broken by a resume before the first step, the second ends by the clock."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    runs.go_on("lora", whole, steps=6, ambient=1, layers=1)
+    run.mkdir()
+    desk, looks = Desk(board=Board(run), flags=Flags()), []
+
+    class Clock(Callback):
+        minute = 23 * 60
+
+        def now(self) -> int:
+            """It is 23:00 until a resume, noon after the second step, 22:00 after the fourth, 7:00 five looks later."""
+            looks.append((desk.board.fields["state"], desk.board.fields["step"]))
+            night = [look for look in looks if look == ("quiet hours", 4)]
+            if looks.count(("quiet hours", 0)) == 5:
+                desk.flags.ask("resume")
+            return 7 * 60 if len(night) > 5 else self.minute
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            self.minute = {2: 12 * 60, 4: 22 * 60}.get(trainer.global_step, self.minute)
+
+    clock = Clock()
+    hours = QuietHours(enabled=True, begins="22:00", ends="07:00", now=clock.now, desk=desk)
+    desk.board.update(state="training", step=0)
+    runs.go_on("lora", run, steps=6, ambient=2, layers=1, callbacks=(clock, hours, RunControl(desk=desk)))
+    assert runs.same_weights(run, whole)
+    assert {look for look in looks if look[0] == "quiet hours"} == {("quiet hours", 0), ("quiet hours", 4)}
+    assert desk.held_seconds > 0
