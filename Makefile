@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean bench-needle
+.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean bench-needle bench-callbacks
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -69,6 +69,9 @@ bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers 
 
 bench-needle: $(VENV)/.test-ok ## retrieval beyond the trained length, with and without scaled positions, some six minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.needle
+
+bench-callbacks: $(VENV)/.test-ok ## what the callbacks cost of a step of 100 ms, about two minutes
+	$(BIN)/python -m tests.benchmarks.bench_callbacks
 
 format: $(VENV)/.test-ok ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
