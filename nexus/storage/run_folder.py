@@ -44,8 +44,11 @@ def output_problem(path: Path, *, key: str) -> Problem | None:
         E-OUT-01 when it cannot be written, E-OUT-03 when a file is in the way, else None.
     """
     existing = path
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
+    try:
+        while not existing.exists() and not existing.is_symlink():
+            existing = existing.parent
+    except OSError as error:  # a name that is too long, or a folder that this user may not even look into
+        return _unwritable(path, error, key)
     if not existing.is_dir():
         return Problem("E-OUT-03", key, f"{str(existing)!r} is not a folder", "name a folder that is not a file")
     # Asked by doing: permission bits say nothing about read-only mounts, quotas and network file systems.
@@ -57,13 +60,17 @@ def output_problem(path: Path, *, key: str) -> Problem | None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        return Problem(
-            "E-OUT-01",
-            key,
-            f"{str(existing)!r} cannot be written: {error.strerror}",
-            f"choose another folder with {key}=PATH or NEXUS_OUTPUT_DIR",
-        )
+        return _unwritable(existing, error, key)
     return None
+
+
+def _unwritable(path: Path, error: OSError, key: str) -> Problem:
+    return Problem(
+        "E-OUT-01",
+        key,
+        f"{str(path)!r} cannot be written: {error.strerror}",
+        f"choose another folder with {key}=PATH or NEXUS_OUTPUT_DIR",
+    )
 
 
 def holds_run(path: Path) -> bool:
