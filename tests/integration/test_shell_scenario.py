@@ -14,7 +14,7 @@ from tests.integration.conftest import command, run_in, write_chats
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.faults]
 
 WORDS = (
-    "data.train=chats.jsonl", "data.global_batch_size=8", "method.epochs=null", "method.max_steps=30",
+    "data.train=chats.jsonl", "data.global_batch_size=8", "method.epochs=null", "method.max_steps=60",
     "evaluation.before=false", "evaluation.after=false", "callbacks.samples=null",
 )  # fmt: skip
 #: PYTHON -m nexus... stands in the README; `field` reads one value of status.json as a script would.
@@ -25,7 +25,7 @@ field() { "$PYTHON" -c 'import json, sys; print(json.load(open("run/status.json"
 until_is() { until [ "$(field "$1" 2>/dev/null)" = "$2" ]; do sleep 0.2; kill -0 $PID; done; }
 past() { until [ "$(field step 2>/dev/null || echo)" -gt "$1" ] 2>/dev/null; do sleep 0.1; kill -0 $PID; done; }
 
-nexus train WORDS run_dir=run & PID=$!
+"$PYTHON" -m nexus.train WORDS run_dir=run & PID=$!  # not the function, which would be a shell with the number
 past 2
 kill -USR1 $PID
 until_is state paused
