@@ -45,8 +45,8 @@ test-all: $(VENV)/.test-ok ## the tests, with the slow ones
 test-readme: $(VENV)/.test-ok ## run the README's commands as written and check its figures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -F -T readme
 
-test-faults: $(VENV)/.test-ok ## kills, damage, full disks and bad numbers in full counts, about ten minutes
-	OMP_NUM_THREADS=1 NEXUS_FAULTS=full $(BIN)/python -m pytest -F -m faults
+test-faults: $(VENV)/.test-ok ## kills, damage, storms of signals, full disks, heat and bad numbers in full counts, an hour of one core
+	OMP_NUM_THREADS=1 NEXUS_FAULTS=full $(BIN)/python -m pytest -F -s -m faults
 
 check: $(VENV)/.test-ok ## lint, format, types, docstrings, import floors
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import pytest
 from nexus.config.known_bad import KNOWN_BAD
 from tests.integration.conftest import command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 DOORS = {
     "train": ["data.train=chats.jsonl"],

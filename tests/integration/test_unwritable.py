@@ -17,7 +17,7 @@ import nexus.train
 from tests import faults
 from tests.integration.conftest import write_chats
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 NOBODY = 65534
 #: How a child ends that could write after all, and one that went on to read rows.

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from nexus.callbacks.checkpoint import checkpoints, newest_whole
+from nexus.callbacks.checkpoint import checkpoints
 from nexus.callbacks.hold import Desk, RunStopped
 from nexus.callbacks.metrics_csv import MetricsCsv, read_metrics
 from nexus.callbacks.run_control import RunControl
@@ -124,16 +124,27 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written."""
+    try:
+        verify_state(path)
+    except NexusError:
+        return False
+    return True
+
+
 class Filler(runs.Callback):
     """Fills the disk after a step but for so many bytes, and frees it half a second after training noticed, or at once.
 
     Attributes:
+        paused: whether training noticed.
         said: whether `status.json` itself told of the pause.
+        whole: whether every checkpoint was whole during the pause.
     """
 
     def __init__(self, disk: Path, *, step: int, left: int, board: Board) -> None:
         self.ballast, self.step, self.left, self.board = disk / "ballast", step, left, board
-        self.said = self.paused = False
+        self.said, self.paused, self.whole = False, False, True
         self.waiter: threading.Thread | None = None
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
@@ -157,7 +168,8 @@ class Filler(runs.Callback):
         self.paused = self.board.fields["state"] == "paused"
         time.sleep(0.1)
         if self.paused:
-            assert newest_whole(self.ballast.parent / "run" / "checkpoints", tell=print) is not None or self.step == 1
+            kept = checkpoints(self.ballast.parent / "run" / "checkpoints")
+            self.whole = all(is_whole(path) for _, path in kept) and bool(kept or self.step == 1)
             self.said = json.loads((self.ballast.parent / "run" / STATUS_NAME).read_text())["state"] == "paused"
         self.ballast.unlink()
 
@@ -180,6 +192,7 @@ def test_a_disk_that_is_really_full(disk: Path, tmp_path: Path) -> None:
         desk.board.set_state("training")
         trainer.fit(method, datamodule=data)
         paused, said = paused + filler.paused, said + filler.said
+        assert filler.whole, trial
         theirs = runs.load_file(tmp_path / "whole" / "weights.safetensors")
         ours = {name: p for name, p in method.named_parameters() if p.requires_grad}
         assert ours.keys() == theirs.keys()

@@ -95,6 +95,7 @@ def test_a_bad_step_changes_nothing_and_is_written_down(trial: int, tmp_path: Pa
     assert again.guard.skipped == method.guard.skipped
     for ours, theirs in zip(again.parameters(), method.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    print(f"P22: {len(spoil)} bad steps ({', '.join(spoil.values())}) skipped, noted, and skipped again after a resume")
 
 
 def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from nexus.errors import NexusError
 from nexus.methods.sft import SFT
 from nexus.types import LossOutput, MicroBatch
-from tests import small
+from tests import faults, small
 
 
 class Narrow(SFT):
@@ -63,6 +64,28 @@ def test_the_halved_step_equals_the_whole_one(tmp_path: Path, packing: bool, roo
         assert float(halved.step_metrics[name]) == pytest.approx(float(whole.step_metrics[name]), rel=1e-5)
     for (name, ours), theirs in zip(halved.named_parameters(), whole.parameters(), strict=True):
         assert float((ours - theirs).abs().max()) < 1e-5, name
+
+
+@pytest.mark.faults
+def test_gradients_of_random_lacks_of_memory(tmp_path: Path) -> None:
+    """Rows, room and micro-batches at random: the summed gradient is that of the step that fits."""
+    rng, worst, trials = random.Random(20), 0.0, faults.count(4, 50)
+    start = small.make_method()
+    start.configure_model()
+    for _ in range(trials):
+        rows, packing = rng.randint(2, 8), rng.random() < 0.5
+        size = rng.randint(2, rows)
+        room = rng.randint(1, size - 1)
+        whole = train(tmp_path, rows, packing=packing, micro_batch_size=rows, rows=rows)
+        halved = train(tmp_path, room, packing=packing, micro_batch_size=size, rows=rows)
+        assert max(halved.asked) > room >= halved.asked[-1]
+        for before, ours, theirs in zip(start.parameters(), halved.parameters(), whole.parameters(), strict=True):
+            step = (theirs - before).abs().max()
+            worst = max(worst, float((ours - theirs).abs().max() / step)) if step > 0 else worst
+    assert 0 < worst < 1e-4
+    print(
+        f"P20: memory was short in {trials} random steps; gradients differ by {worst:.1e} of the largest entry at most"
+    )
 
 
 def test_uneven_micro_batches_are_all_begun_again(tmp_path: Path) -> None:

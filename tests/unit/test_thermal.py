@@ -34,6 +34,7 @@ def trace(rng: random.Random) -> list[tuple[float, float | None, float]]:
     return readings
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("policy", list(Verdict))
 def test_ten_thousand_traces_in_all(policy: Verdict) -> None:
     rng = random.Random(f"heat {policy}")
@@ -69,6 +70,7 @@ def test_ten_thousand_traces_in_all(policy: Verdict) -> None:
                     assert now - began >= limits.max_pause, place
             stops += heat.verdict is Verdict.STOP
     assert min(pauses, resumes, stops) > 100, (pauses, resumes, stops)
+    print(f"P15: {TRACES} traces, unknown means {policy.value}: {pauses} pauses, {resumes} resumed, {stops} stops")
 
 
 def walk(limits: HeatLimits, *points: tuple[float, float | None]) -> list[Verdict]:
