@@ -36,7 +36,7 @@ from nexus.models.saved_state import insist_on_identity, read_identity
 from nexus.packaging.card import model_card
 from nexus.packaging.pack import PackageInfo, write_package
 from nexus.rollout.loader import RolloutDataModule
-from nexus.stages import assemble, cold_start
+from nexus.stages import assemble, cold_start, planning
 from nexus.stages.gain import paired_gains, read_answers, write_answers
 from nexus.stages.held_out_prompts import held_out_prompts
 from nexus.stages.loggers import end_loggers, log_scores, start_loggers
