@@ -56,7 +56,7 @@ check: $(VENV)/.test-ok ## lint, format, types, docstrings, import floors
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.architecture.readme_tree --check
 
-bench: bench-sft bench-pref bench-rl ## all three benchmarks, about twenty-five minutes
+bench: bench-sft bench-pref bench-rl ## all three benchmarks, about twenty minutes
 
 bench-sft: $(VENV)/.test-ok ## speed and memory of fine-tuning against TRL and a bare loop, about two minutes
 	$(BIN)/python -m tests.benchmarks.bench_sft
@@ -64,7 +64,7 @@ bench-sft: $(VENV)/.test-ok ## speed and memory of fine-tuning against TRL and a
 bench-pref: $(VENV)/.test-ok ## DPO and ORPO against TRL and a bare loop, about ten minutes
 	$(BIN)/python -m tests.benchmarks.bench_pref
 
-bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, about ten minutes
+bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, about seven minutes
 	$(BIN)/python -m tests.benchmarks.bench_rl
 
 bench-needle: $(VENV)/.test-ok ## retrieval beyond the trained length, with and without scaled positions, some six minutes
