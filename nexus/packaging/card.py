@@ -43,10 +43,7 @@ def model_card(
     Returns:
         The card's text.
     """
-    licences = "\n".join(f"- {source}: {licence}" for source, licence in sorted(sources.items()))
-    table = _table(scores)
     auto_class = "AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM"
-    settings = "\n".join(f"- {key}: {value}" for key, value in recipe.items())
     return f"""---
 library_name: transformers
 base_model: {base_name}
@@ -61,14 +58,14 @@ tags: [nexus, {method}{"".join(f", {capability}" for capability in capabilities)
 
 | group | metric | before | after | n |
 |---|---|---|---|---|
-{table}
+{_table(scores)}
 
 Values stand with their 95 % confidence intervals; they were measured on held-out data by the run that made this
 package.
 
 ## Recipe
 
-{settings}
+{_lines(recipe)}
 
 {_packaging(adapter, max_logit_difference, quantization, "reward" if is_reward_model else "logit")}
 
@@ -76,7 +73,7 @@ The hashes of all files stand in `manifest.json`.
 
 ## Data
 
-{licences}
+{_lines(dict(sorted(sources.items())))}
 
 SHA-256 of the training tokens: `{data_sha256}`
 
@@ -99,6 +96,10 @@ def _table(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) 
             before = scores["before"].get(group, {}).get(metric)
             rows.append(f"| {group} | {metric} | {_cell(before)} | {_cell(after)} | {after['n']} |")
     return "\n".join(rows)
+
+
+def _lines(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def _packaging(adapter: str, difference: float, quantization: str | None, output: str) -> str:
