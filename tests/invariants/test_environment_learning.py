@@ -19,7 +19,7 @@ from tests import rollouts, small
 LIMIT, STEPS = 120, 6
 CARD = {"name": "nexus_tools", "kind": "embedded", "generator": "tool_results", "roles": ["train"], "rows": 1,
         "size": None, "eval_rows": 0, "seed": 3, "fields": {}, "weight": 1.0, "license": "MIT"}  # fmt: skip
-OPTIONS = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1}
+OPTIONS = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1, "partial": 0.3}
 
 
 def rewards() -> Rewards:

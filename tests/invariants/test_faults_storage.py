@@ -63,7 +63,7 @@ def test_the_power_goes_at_any_call(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert acknowledged == CUT_STEPS
     assert set(found_steps) == set(range(1, CUT_STEPS + 1))
     points = images // len(power_cut.LOSSES)
-    assert points >= faults.count(60, 300)
+    assert points >= faults.count(50, 300)
     print(
         f"P7: the power cut at {points} points, {images} disks as it may leave them; each holds the newest checkpoint"
     )
@@ -149,8 +149,11 @@ def test_the_status_can_always_be_read(tmp_path: Path) -> None:
             board.publish()
 
     for trial in range(STATUS_KILLS):
+        before = (tmp_path / STATUS_NAME).stat().st_mtime_ns
         child = faults.in_a_child(tell_for_ever)
-        time.sleep(rng.uniform(0.005, 0.06))
+        while (tmp_path / STATUS_NAME).stat().st_mtime_ns == before:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         assert faults.end_of(child) == -signal.SIGKILL
         status = read_status(tmp_path)

@@ -270,6 +270,6 @@ def test_aggregate_means_over_the_rows_that_have_a_metric():
 
 def test_suites_name_their_metrics():
     first = {name: suite.metrics[0] for name, suite in SUITES.items()}
-    exact = dict.fromkeys(("tools", "cot", "reasoning"), "exact_match")
+    exact = dict.fromkeys(("tools", "tool_results", "cot", "reasoning"), "exact_match")
     assert first == exact | {"thinking": "corrected", "refusal": "harmful_compliance"}
     assert all(suite.name == name for name, suite in SUITES.items())

@@ -180,7 +180,7 @@ def test_merged_weights_have_the_names_and_the_function_of_the_plain_model() -> 
 
 def test_generation_that_never_stops_ends_at_its_limit_and_is_counted(corpus) -> None:
     """So small a model as this one never comes to a stop token by itself."""
-    options = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1}
+    options = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1, "partial": 0.3}
     rewards = build_rewards({"tool_call": {"function": "tool_call", "weight": 1.0, "options": options}})
     method = rollouts.make_method(rollouts.GRPO)
     passes: list[int] = []
