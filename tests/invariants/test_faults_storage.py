@@ -23,7 +23,7 @@ from tests import faults, power_cut, runs
 
 pytestmark = pytest.mark.faults
 
-CUT_STEPS = faults.count(2, 9)
+CUT_STEPS = faults.count(3, 9)
 TMPDIR_KILLS = faults.count(6, 60)
 STATUS_KILLS = faults.count(15, 300)
 MEMORY_DISK = Path("/dev/shm")
@@ -63,7 +63,7 @@ def test_the_power_goes_at_any_call(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert acknowledged == CUT_STEPS
     assert set(found_steps) == set(range(1, CUT_STEPS + 1))
     points = images // len(power_cut.LOSSES)
-    assert points >= faults.count(50, 300)
+    assert points >= faults.count(60, 300)
     print(
         f"P7: the power cut at {points} points, {images} disks as it may leave them; each holds the newest checkpoint"
     )
