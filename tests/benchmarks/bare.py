@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ class Layout:
     Attributes:
         ids: [1, T] tokens.
         positions: [1, T] of each token in its row.
-        predicting: [N] positions whose next token is an answer's.
+        predicting: [N] positions whose next token is learned.
         targets: [N] those tokens.
-        rows: [N] answer that each belongs to.
+        rows: [N] answer that each belongs to; empty where rows have no answers apart.
         groups: for each prompt its end and the ends of its answers.
         num_answers: of all prompts.
     """
@@ -67,6 +67,15 @@ def lay_out(groups: Sequence[Group], device: str) -> Layout:
         ends.append((prompt_end, answer_ends))
     made = [torch.tensor(part, device=device) for part in (ids, positions, predicting, targets, rows)]
     return Layout(made[0][None], made[1][None], *made[2:], groups=ends, num_answers=answered)
+
+
+def lay_out_rows(rows: Sequence[tuple[list[int], Sequence[bool]]], device: str) -> Layout:
+    """Row, row, and so on, in one line; of each its tokens and which of them are learned."""
+    layout = lay_out([(ids, ()) for ids, _ in rows], device)
+    learned = torch.tensor([learned for _, mask in rows for learned in mask], device=device)
+    # nothing precedes a row's first token
+    places = (learned & (layout.positions[0] > 0)).nonzero()[:, 0]
+    return replace(layout, predicting=places - 1, targets=layout.ids[0, places])
 
 
 def _attend(
@@ -109,7 +118,7 @@ def bare_attention(network: Any) -> Iterator[None]:
 
 
 def answer_logits(network: Any, layout: Layout) -> Tensor:
-    """Logits [N, V] of the positions that predict an answer's token."""
+    """Logits [N, V] of the positions whose next token is learned."""
     base = network.get_base_model() if hasattr(network, "peft_config") else network
     hidden = base.model(
         input_ids=layout.ids, position_ids=layout.positions, use_cache=False, layout=layout

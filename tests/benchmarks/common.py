@@ -273,7 +273,7 @@ def step_in_turns(module: str, modes: Iterable[str], model: Path, steps: int, ar
 def take_turns(
     modes: Iterable[str], measure_one: Callable[[str], Result], *, seconds: float, most: int
 ) -> dict[str, list[Result]]:
-    """Measure in turns until the time is used up, at least once each; all must have done the same work.
+    """Measure in turns until the time is used up, at least once each; if they count work, all must have done the same.
 
     Args:
         modes: what is compared.
@@ -288,7 +288,7 @@ def take_turns(
             break
         for mode in results:
             results[mode].append(measure_one(mode))
-    counted = {mode: {run["all_work"] for run in runs} for mode, runs in results.items()}
+    counted = {mode: {run.get("all_work") for run in runs} for mode, runs in results.items()}
     assert len(set.union(*counted.values())) == 1, f"not the same work: {counted}"
     return results
 

@@ -1,4 +1,4 @@
-"""Random models and rows of the preference and reinforcement benchmarks: speed does not depend on what was learned."""
+"""Random models of the benchmarks, and random rows: speed does not depend on what was learned."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 from tests.benchmarks.common import ASSET
 
-#: Qwen2 layouts with a tied head: 10.0 M, 75.7 M and 494 M parameters.
+#: Qwen2 layouts with a tied head: 33 thousand, 10.0 M, 75.7 M and 494 M parameters.
 SHAPES: dict[str, dict[str, int]] = {
+    "atom": dict(vocab_size=4096, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                 num_attention_heads=1, num_key_value_heads=1),
     "8k": dict(vocab_size=8192, hidden_size=256, intermediate_size=1024, num_hidden_layers=8,
                num_attention_heads=4, num_key_value_heads=2),
     "152k": dict(vocab_size=151_936, hidden_size=384, intermediate_size=1536, num_hidden_layers=8,
@@ -24,24 +26,27 @@ SHAPES: dict[str, dict[str, int]] = {
 WEIGHTS = {"none": "float32, all weights trained", "lora": "LoRA on bf16", "qlora": "LoRA on nf4"}
 
 
-def make_model(folder: Path, shape: str) -> None:
+def make_model(folder: Path, shape: str | None) -> None:
     """Write random weights and the shipped tokenizer, whose tokens are the first of the vocabulary.
 
     Args:
         folder: to write to.
-        shape: one of `SHAPES`.
+        shape: one of `SHAPES`; None for the shipped architecture.
     """
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
     tokenizer = AutoTokenizer.from_pretrained(ASSET)
     tokenizer.save_pretrained(folder)
+    if shape is None:
+        config = AutoConfig.from_pretrained(ASSET)
+    else:
+        config = Qwen2Config(
+            **SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
     torch.manual_seed(0)
-    config = Qwen2Config(
-        **SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
 def load_network(model: Path, settings: dict[str, Any], device: str, *, with_adapter: bool) -> Any:
