@@ -11,7 +11,7 @@ the last optimizer step (imports, tokenizing and the first step are left out), a
 TRL runs at the setting that is fair to it: no gradient checkpointing (its default would compute every layer twice), and
 its fused head skips prompt positions, which on a processor it does only when told that the device is a Triton one;
 `trl_as_is` leaves that out. Gains of Nexus that remain come from the layout without padding and from the loss.
-The bare packed loop has the same levers and no framework: the limit.
+The bare packed loop has the same levers and no framework: the limit. Of `lora` each draws its adapter's first weights.
 """
 
 from __future__ import annotations
