@@ -45,7 +45,7 @@ test-all: $(VENV)/.test-ok ## the tests, with the slow ones
 test-readme: $(VENV)/.test-ok ## run the README's commands as written and check its figures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -F -T readme
 
-test-faults: $(VENV)/.test-ok ## kills, damage, storms of signals, full disks, heat and bad numbers in full counts, an hour of one core
+test-faults: $(VENV)/.test-ok ## kills, damage, storms of signals, full disks, heat and bad numbers in full counts, an hour of one core by estimate
 	OMP_NUM_THREADS=1 NEXUS_FAULTS=full $(BIN)/python -m pytest -F -s -m faults
 
 check: $(VENV)/.test-ok ## lint, format, types, docstrings, import floors
@@ -56,21 +56,21 @@ check: $(VENV)/.test-ok ## lint, format, types, docstrings, import floors
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.architecture.readme_tree --check
 
-bench: bench-sft bench-pref bench-rl ## all three benchmarks, about twenty minutes
+bench: bench-sft bench-pref bench-rl ## all three benchmarks, twenty minutes by estimate
 
 bench-sft: $(VENV)/.test-ok ## speed and memory of fine-tuning against TRL and a bare loop, about two minutes
 	$(BIN)/python -m tests.benchmarks.bench_sft
 
-bench-pref: $(VENV)/.test-ok ## DPO and ORPO against TRL and a bare loop, about ten minutes
+bench-pref: $(VENV)/.test-ok ## DPO and ORPO against TRL and a bare loop, ten minutes by estimate
 	$(BIN)/python -m tests.benchmarks.bench_pref
 
-bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, about seven minutes
+bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, seven minutes by estimate
 	$(BIN)/python -m tests.benchmarks.bench_rl
 
-bench-needle: $(VENV)/.test-ok ## retrieval beyond the trained length, with and without scaled positions, some six minutes
+bench-needle: $(VENV)/.test-ok ## retrieval beyond the trained length, with and without scaled positions, six minutes by estimate
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.needle
 
-bench-callbacks: $(VENV)/.test-ok ## what the callbacks cost of a step of 100 ms, about two minutes
+bench-callbacks: $(VENV)/.test-ok ## what the callbacks cost of a step of 100 ms, two minutes by estimate
 	$(BIN)/python -m tests.benchmarks.bench_callbacks
 
 format: $(VENV)/.test-ok ## rewrite the sources in the house's format

@@ -38,8 +38,8 @@ def tool_call(
 
     Where no tool fits, a sentence of one's own gives 1 and a call 0.
 
-    The larger `partial`, the better it pays not to try: at 0.99 a policy learned to leave an argument out that it had
-    right less than four times in ten, and to call rather than to decline.
+    The larger `partial`, the better it pays not to try. At 0.99, leaving out one of two arguments beats trying it with
+    less than four hits in ten, and a policy that was trained so left arguments out and declined less often.
 
     Args:
         completion: what the model wrote.
