@@ -80,12 +80,15 @@ format: $(VENV)/.test-ok ## rewrite the sources in the house's format
 tree: $(VENV)/.ok ## rewrite the tree in README.md from the files' docstrings
 	$(BIN)/python -m tests.architecture.readme_tree
 
-tiny: $(VENV)/.ok ## rebuild the shipped tiny model from nothing: tokenizer, three stages of training, package (about three hours)
-	rm -rf outputs/nexus_tiny outputs/nexus_tiny_more outputs/nexus_tiny_pieces
+# A stage whose package stands is kept and one that was interrupted goes on, so that `make tiny` can be repeated after any end.
+stage = test -d outputs/$(1)/package || if test -d outputs/$(1)/checkpoints; then $(BIN)/python -m nexus.train resume=outputs/$(1); \
+	else rm -rf outputs/$(1) && $(BIN)/python -m nexus.train $(2) run_dir=outputs/$(1); fi
+
+tiny: $(VENV)/.ok ## rebuild the shipped tiny model from nothing: tokenizer, three stages of training, package (about three hours; goes on where it was)
 	$(BIN)/python -m nexus.data.synthetic.tokenizer OUT=nexus/assets/nexus_tiny
-	$(BIN)/python -m nexus.train experiment=pretrain_nexus_tiny run_dir=outputs/nexus_tiny
-	$(BIN)/python -m nexus.train experiment=pretrain_nexus_tiny_more base_model.path=outputs/nexus_tiny/package run_dir=outputs/nexus_tiny_more
-	$(BIN)/python -m nexus.train experiment=pretrain_nexus_tiny_pieces base_model.path=outputs/nexus_tiny_more/package run_dir=outputs/nexus_tiny_pieces
+	$(call stage,nexus_tiny,experiment=pretrain_nexus_tiny)
+	$(call stage,nexus_tiny_more,experiment=pretrain_nexus_tiny_more base_model.path=outputs/nexus_tiny/package)
+	$(call stage,nexus_tiny_pieces,experiment=pretrain_nexus_tiny_pieces base_model.path=outputs/nexus_tiny_more/package)
 	cp -R outputs/nexus_tiny_pieces/package/. nexus/assets/nexus_tiny/
 
 clean: ## remove the virtual environment, builds and caches; outputs stay
