@@ -413,8 +413,10 @@ def _probe(example: Example, text: str, probed: set[tuple[object, ...]]) -> None
     probed.add(kind)
     needed = [("tools", tool["function"]["name"]) for tool in example.tools]
     for message in example.messages:
-        answer = re.sub(r"<think>.*?</think>", "", message["content"], flags=re.DOTALL)  # dropped from earlier turns
-        needed.append((f"the {message['role']} turn", answer.strip()))
+        said = message["content"]
+        if message["role"] == "assistant":  # templates drop the thoughts of earlier answers, never what a user wrote
+            said = re.sub(r"<think>.*?</think>", "", said, flags=re.DOTALL)
+        needed.append((f"the {message['role']} turn", said.strip()))
         needed += [("tool_calls", call["function"]["name"]) for call in message.get("tool_calls", ())]
     # Some templates drop the reasoning of earlier turns on purpose, none that of the last one.
     needed.append(("the reasoning", example.messages[-1].get("reasoning_content", "").strip()))
