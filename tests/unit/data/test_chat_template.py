@@ -174,6 +174,12 @@ def test_templates_that_cannot_be_used(tokenizer: Any, template: str | None, cod
     assert words in caught.value.message
 
 
+def test_what_a_user_writes_in_think_tags_is_no_thought(tokenizer: Any) -> None:
+    asked = "Note <think>1337</think> down. What stands in <think>?"
+    row = one(tokenizer, Example(id="i", source="f", messages=(user(asked), says("1337"))))
+    assert asked in tokenizer.decode(row.input_ids)
+
+
 def test_a_template_that_forgets_the_tools(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
     with pytest.raises(NexusError, match="leaves out tools"):
