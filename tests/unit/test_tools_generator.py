@@ -10,7 +10,7 @@ import pytest
 
 from nexus.data.synthetic import GENERATORS, words
 from nexus.data.synthetic.overlap import overlap_report
-from nexus.data.synthetic.tools import NO_TOOL_ANSWER, rows, sample_task
+from nexus.data.synthetic.tools import NO_TOOL_ANSWER, REQUESTS, further_requests, rows, sample_task
 from nexus.data.synthetic.tools_catalog import ARGUMENTS, DOMAINS, VERBS, functions
 from nexus.text.call_match import call_problems
 from nexus.text.tool_calls import ToolCall, parse_answer
@@ -187,6 +187,36 @@ def test_a_request_without_a_tool_has_none_that_fits(split: str):
                 for article in ("a ", "an ", "the ", "my ", "")
             )
     assert found / 1500 == pytest.approx({"train": 0.16, "eval": 0.07}[split], abs=0.03)
+
+
+def test_further_requests_are_answered_with_the_same_tools():
+    counts: Counter[int] = Counter()
+    shares: Counter[int] = Counter()
+    for index in range(1000):
+        task = sample_task("train", 7, index)
+        later = list(further_requests(task, "train", 7, index))
+        counts[1 + len(later)] += 1
+        for further in later:
+            shares[len(further.calls)] += 1
+            assert further.offered == task.offered
+            assert {call.function for call in further.calls} <= set(task.offered)
+            for call in further.calls:
+                values = [v for v in call.arguments.values() if not isinstance(v, bool)]
+                parts = [str(part) for v in values for part in (v if isinstance(v, list) else [v])]
+                assert all(part.lower() in further.request.lower() for part in parts)
+            if not further.calls:
+                asked = {f"{way} {f.noun}" for f in task.offered for way in (f.verb, *VERBS[f.verb])}
+                assert further.plan not in asked
+    assert [counts[n] / 1000 for n in REQUESTS] == pytest.approx([share / 100 for share in REQUESTS.values()], abs=0.05)
+    total = sum(shares.values())
+    assert [shares[n] / total for n in range(3)] == pytest.approx([0.16, 0.62, 0.22], abs=0.05)
+
+
+def test_only_the_rows_for_imitation_are_conversations():
+    [sft], [prompt] = take("sft", "train", 30)[3:4], take("prompts", "train", 30)[3:4]
+    assert sft["messages"][0] == prompt["prompt"][0]
+    assert {len(row["messages"]) for row in take("sft", "train", 60)} == {2, 4, 6, 8}
+    assert {len(row["messages"]) for row in take("sft", "eval", 60)} == {2}
 
 
 @pytest.mark.parametrize(("split", "shares"), [("train", (0.16, 0.62, 0.22)), ("eval", (0.07, 0.75, 0.18))])

@@ -1,7 +1,8 @@
 """Tool-calling rows: a request, the tools on offer, and the one right answer.
 
 A task is sampled once from (split, seed, index); the three views `sft`, `preference` and `prompts` only show it in
-different ways. A task is one call, two calls or a request that no offered tool fits: 75, 18 and 7 % of the evaluation
+different ways; `sft` adds up to three further requests on the same tools to it, because their schemas are most of what
+there is to read. A task is one call, two calls or a request that no offered tool fits: 75, 18 and 7 % of the evaluation
 rows. In the training rows no tool fits in 16 %, or the model learns to call something always. Functions, their
 argument sets and all values belong to one split each (see `tools_catalog` and `words`); only booleans, whose two
 values exist once in the world, occur in both.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -34,6 +35,8 @@ KINDS = {
     "eval": {"single": 75, "parallel": 18, "none": 7},
 }
 OFFERED = {1: 14, 2: 46, 3: 28, 4: 9, 5: 3}
+#: Requests in one conversation of the training rows.
+REQUESTS = {1: 30, 2: 30, 3: 25, 4: 15}
 
 _IMPERATIVE = ("{V} {o} {c}.", "Now {v} {o} {c}.", "{V} {o} {c} for me.", "{V} {o}, {c}.", "{C}, {v} {o}.")
 _POLITE = (
@@ -307,15 +310,16 @@ def _renamed(split: str, seed: int, index: int, functions_of_task: Sequence[Func
     nouns: dict[str, str] = {}
     for noun in dict.fromkeys(function.noun for function in functions_of_task):
         nouns[noun] = _rename(rng, split, nouns.values())
-    return {
-        function: replace(
-            function,
-            name=f"{function.verb}_{nouns[function.noun].replace(' ', '_')}",
-            noun=nouns[function.noun],
-            description=function.description.replace(function.noun, nouns[function.noun]),
-        )
-        for function in same
-    }
+    return {function: _with_noun(function, nouns[function.noun]) for function in same}
+
+
+def _with_noun(function: Function, noun: str) -> Function:
+    return replace(
+        function,
+        name=f"{function.verb}_{noun.replace(' ', '_')}",
+        noun=noun,
+        description=function.description.replace(function.noun, noun),
+    )
 
 
 def sample_task(split: str, seed: int, index: int) -> Task:
@@ -343,15 +347,61 @@ def sample_task(split: str, seed: int, index: int) -> Task:
     others = _distractors(rng, split, tuple(dict.fromkeys(wanted)), max(count - len(right), 0))
     named = _renamed(split, seed, index, [*wanted, *others])
     wanted = tuple(named[f] for f in wanted)
-    calls = tuple(_call(rng, f, split) for f in wanted)
-    while len(calls) == 2 and (calls[0] == calls[1] or _free_values(calls[0]) & _free_values(calls[1])):
-        calls = (calls[0], _call(rng, wanted[1], split))
+    calls = _calls(rng, split, wanted)
     request, plan = _request(rng, calls)
     right = () if kind == "none" else tuple(dict.fromkeys(wanted))
     offered = [*right, *(named[f] for f in others)]
     rng.shuffle(offered)
     calls = () if kind == "none" else calls
     return Task(f"tools-{split}-{seed}-{index}", request, plan, tuple(offered), calls)
+
+
+def _calls(rng: random.Random, split: str, wanted: tuple[Function, ...]) -> tuple[Call, ...]:
+    calls = tuple(_call(rng, f, split) for f in wanted)
+    while len(calls) == 2 and (calls[0] == calls[1] or _free_values(calls[0]) & _free_values(calls[1])):
+        calls = (calls[0], _call(rng, wanted[1], split))
+    return calls
+
+
+def further_requests(task: Task, split: str, seed: int, index: int) -> Iterator[Task]:
+    """What the same user asks next, of the same tools.
+
+    Args:
+        task: the task that begins the conversation.
+        split: "train" or "eval".
+        seed: seed of the rows.
+        index: number of the row from 0.
+
+    Yields:
+        None to three tasks with the tools of the first.
+    """
+    rng = random.Random(f"nexus-tools-further:{split}:{seed}:{index}")
+    short = tuple(f for f in task.offered if len(f.parameters) < 3)
+    for _ in range(rng.choices(tuple(REQUESTS), tuple(REQUESTS.values()))[0] - 1):
+        kind = rng.choices(tuple(KINDS[split]), tuple(KINDS[split].values()))[0]
+        wanted = (rng.choice(task.offered),)
+        if kind == "none":
+            wanted = (_not_offered(rng, split, task.offered),)
+        elif kind == "parallel" and short:
+            function = rng.choice(short)
+            wanted = tuple(rng.sample(short, 2)) if len(short) > 1 and rng.random() < 0.45 else (function, function)
+        calls = _calls(rng, split, wanted)
+        request, plan = _request(rng, calls)
+        yield replace(task, request=request, plan=plan, calls=() if kind == "none" else calls)
+
+
+def _not_offered(rng: random.Random, split: str, offered: tuple[Function, ...]) -> Function:
+    """A function beside the offered ones: as often as not another verb for the object of one of them."""
+    taken = {f.noun: {g.verb for g in offered if g.noun == f.noun} for f in offered}
+    noun = rng.choice(tuple(taken))
+    if rng.random() < 0.5:
+        said = {word for other in taken for word in other.split()}
+        while said & set(noun.split()):
+            noun = _rename(rng, split, taken)
+    while True:
+        function = rng.choice(functions(split))
+        if function.verb not in taken.get(noun, ()):
+            return _with_noun(function, noun)
 
 
 def _free_values(call: Call) -> set[str]:
@@ -403,14 +453,20 @@ def _rejected(rng: random.Random, task: Task, split: str) -> dict[str, Any]:
     return _message(task.plan, gold)
 
 
-def _row(task: Task, view: str, split: str) -> dict[str, Any]:
-    prompt = [{"role": "user", "content": task.request}]
-    answer = _message(task.plan, [call.as_gold() for call in task.calls])
+def _answer(task: Task) -> dict[str, Any]:
     if not task.calls:
-        answer = {"role": "assistant", "content": f"{task.plan}: {NO_TOOL_ANSWER}"}
+        return {"role": "assistant", "content": f"{task.plan}: {NO_TOOL_ANSWER}"}
+    return _message(task.plan, [call.as_gold() for call in task.calls])
+
+
+def _row(task: Task, view: str, split: str, later: Iterable[Task] = ()) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": task.request}]
+    answer = _answer(task)
     row: dict[str, Any] = {"id": task.id}
     if view == "sft":
         row["messages"] = [*prompt, answer]
+        for further in later:
+            row["messages"] += [{"role": "user", "content": further.request}, _answer(further)]
     elif view == "prompts":
         row |= {"prompt": prompt, "gold": {"calls": [call.as_gold() for call in task.calls]}}
     else:
@@ -438,4 +494,6 @@ def rows(*, view: str, split: str, count: int, seed: int) -> Iterator[dict[str, 
     if view not in VIEWS or split not in words.SPLITS or count < 0:
         raise ValueError(f"no rows for view={view!r} (of {VIEWS}), split={split!r} (of {words.SPLITS}), count={count}")
     for index in range(count):
-        yield _row(sample_task(split, seed, index), view, split)
+        task = sample_task(split, seed, index)
+        later = further_requests(task, split, seed, index) if (view, split) == ("sft", "train") else ()
+        yield _row(task, view, split, later)
