@@ -13,7 +13,7 @@ import sys
 
 from nexus.config.capabilities import MEASURED_ONLY, CapabilityInfo, read_capabilities
 from nexus.config.datasets import DatasetInfo, read_datasets
-from nexus.errors import NexusError
+from nexus.errors import NexusError, discard_output
 
 
 def describe(info: CapabilityInfo) -> str:
@@ -63,11 +63,18 @@ def main() -> int:
     parser.add_argument("settings", nargs="*", metavar="datasets=true", help="list the dataset cards instead")
     try:
         if _wants_datasets(parser.parse_args().settings):
-            print(dataset_table())
-            return 0
+            print(dataset_table(), flush=True)
+        else:
+            _print_capabilities()
     except NexusError as error:
         print(error, file=sys.stderr)
         return error.status
+    except BrokenPipeError:
+        return discard_output()
+    return 0
+
+
+def _print_capabilities() -> None:
     capabilities, lists = read_capabilities()
     ready = sum(info.status == "ready" for info in capabilities.values())
     print(f"{len(capabilities)} capabilities, {ready} ready\n")
@@ -79,8 +86,7 @@ def main() -> int:
         planned = [name for name in several.members if capabilities[name].status == "planned"]
         state = f"planned, waits for {', '.join(planned)}" if planned else f"+capability={several.name}"
         print(f"  {several.name:<20} {', '.join(several.members)}\n  {'':<20} {state}")
-    print("\npython -m nexus.train '+capability=[cot,tools]'    teaches two at once")
-    return 0
+    print("\npython -m nexus.train '+capability=[cot,tools]'    teaches two at once", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nexus.errors import NexusError
+from nexus.errors import NexusError, discard_output
 from nexus.flags import WORDS
 from nexus.storage.run_status import is_running, lay_request, read_status
 
@@ -75,7 +75,7 @@ def main() -> int:
     words = sys.argv[1:]
     try:
         if words in (["-h"], ["--help"]):
-            print(f"{_USAGE}\n\n{(__doc__ or '').splitlines()[0]}")
+            print(f"{_USAGE}\n\n{(__doc__ or '').splitlines()[0]}", flush=True)
             return 0
         known = (*WORDS, "status")
         if len(words) != 2:
@@ -85,10 +85,12 @@ def main() -> int:
             remedy = f"did you mean {near[0]!r}?" if near else _USAGE
             raise NexusError("E-CFG-05", f"{words[1]!r} means nothing here", where="command line", remedy=remedy)
         folder = Path(words[0])
-        print(describe(folder, read_status(folder)) if words[1] == "status" else ask(folder, words[1]))
+        print(describe(folder, read_status(folder)) if words[1] == "status" else ask(folder, words[1]), flush=True)
     except NexusError as error:
         print(error, file=sys.stderr)
         return error.status
+    except BrokenPipeError:
+        return discard_output()
     return 0
 
 

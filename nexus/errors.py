@@ -6,6 +6,8 @@ family. A stack trace reaches a user only for a bug.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +35,16 @@ EXIT_STATUS: dict[str, int] = {
     "SEC": 77,  # refused for safety
     "SUP": 77,  # a library that is known to do harm
 }
+
+
+def discard_output() -> int:
+    """Send what is still buffered for a reader that is gone (`| head`) to nowhere; else Python complains as it ends.
+
+    Returns:
+        The exit status: 141, as a shell reports a command that SIGPIPE ended.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13
 
 
 class NexusError(Exception):

@@ -21,10 +21,9 @@ from typing import Any, NoReturn
 from nexus.config.folders import conf_dir, groups
 from nexus.config.known_bad import refuse_known_bad
 from nexus.config.overrides import from_hydra, override_problems, quote_verbatim
-from nexus.errors import ConfigError, NexusError, Problem
+from nexus.errors import ConfigError, NexusError, Problem, discard_output
 
 _INTERRUPTED = 130
-_READER_GONE = 128 + 13  # as a shell reports a command that SIGPIPE ended
 _HELP = """nexus {root}: choose every group with `=`, add capabilities with `+`.
 {lists}  see the settings:                        --cfg job      (other flags: --hydra-help)
   what the capabilities are:               nexus capabilities
@@ -113,8 +112,7 @@ def run_hydra(
         complain("interrupted" if status == _INTERRUPTED else "terminated")
         return status
     except BrokenPipeError:
-        _discard_output()
-        return _READER_GONE
+        return discard_output()
 
 
 def make_jobs(
@@ -190,13 +188,8 @@ def _show(arguments: argparse.Namespace, words: Sequence[str], root: str) -> int
             raise ConfigError([problem for _, problem in refused])
         return _hand_to_hydra(words, root)
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         return 0
-
-
-def _discard_output() -> None:
-    """Send what is still buffered for a reader that is gone to nowhere; else Python complains again as it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def help_text(root: str, words: Sequence[str], config_dir: str | None) -> str:

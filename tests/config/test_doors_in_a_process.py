@@ -56,3 +56,19 @@ def test_a_reader_that_stops_early_is_no_error(flags: str) -> None:
     )
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout
+
+
+@pytest.mark.parametrize("door", ["capabilities", "capabilities datasets=true", "control --help"])
+def test_a_reader_that_is_gone(door: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    finished = subprocess.run(
+        [sys.executable, "-m", *f"nexus.{door}".split()],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (141, "")

@@ -107,9 +107,9 @@ def test_views_show_the_same_task(split: str):
     for sft, pair, prompt in zip(*(take(v, split, 300) for v in ("sft", "preference", "prompts")), strict=True):
         assert sft["id"] == pair["id"] == prompt["id"]
         assert sft["tools"] == pair["tools"] == prompt["tools"]
-        assert sft["messages"][:-1] == pair["prompt"] == prompt["prompt"]
-        assert [sft["messages"][-1]] == pair["chosen"]
-        parsed = parse_answer(answer_text(sft["messages"][-1]))
+        assert sft["messages"][:1] == pair["prompt"] == prompt["prompt"]
+        assert sft["messages"][1:2] == pair["chosen"]
+        parsed = parse_answer(answer_text(sft["messages"][1]))
         assert [{"name": c.name, "arguments": c.arguments} for c in parsed.calls] == prompt["gold"]["calls"]
         assert not parsed.malformed
         request = prompt["prompt"][0]["content"].lower()
