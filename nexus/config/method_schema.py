@@ -16,6 +16,7 @@ class Method:
     adapter: Literal["none", "lora", "qlora", "dora"] | None
     epochs: Positive | None
     max_steps: Count | None
+    global_batch_size: Count
     lr: Positive
     warmup_ratio: PartialShare
     schedule: Literal["cosine", "linear", "constant", "wsd"]
@@ -122,6 +123,7 @@ class ColdStart:
     adapter: Literal["none"] | None
     epochs: Positive | None
     max_steps: Count | None
+    global_batch_size: Count
     lr: Positive
     warmup_ratio: PartialShare
     schedule: Literal["cosine", "linear", "constant", "wsd"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import OmegaConf
 
 
@@ -26,5 +28,11 @@ def recommended_lr(
     return rate if share == 1.0 else float(f"{rate * share:.6g}")  # 5e-07, not 5.000000000000001e-07
 
 
+def first_given(*values: Any) -> Any:
+    """`${nexus.given:...}`: the first of the values that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
 # replace: a second import under another name, as tests do, must not fail.
 OmegaConf.register_new_resolver("nexus.lr", recommended_lr, replace=True)
+OmegaConf.register_new_resolver("nexus.given", first_given, replace=True)

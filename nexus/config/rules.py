@@ -447,13 +447,7 @@ def setting_warnings(config: Config, root: str) -> list[str]:
         for name in config["capabilities"]
         if name in MEASURED_ONLY
     ]
-    hardware, data, scale = config["hardware"], config["data"], config["scale"]
-    # scale=quick makes small steps on purpose
-    if hardware["micro_batch_size"] > data["global_batch_size"] and scale["name"] != "quick":
-        lines.append(
-            f"W-CFG-02  hardware.micro_batch_size: {hardware['micro_batch_size']} is a limit; a step has only "
-            f"data.global_batch_size={data['global_batch_size']} rows"
-        )
+    hardware, scale = config["hardware"], config["scale"]
     if hardware["accelerator"] == "cpu" and hardware["precision"] == "bf16":
         lines.append("W-CFG-03  hardware.precision: bf16 is slower than fp32 on most processors")
     if hardware["accelerator"] == "cpu" and hardware["gradient_checkpointing"] == "offload":

@@ -235,7 +235,7 @@ class Scale:
     rows_per_source: Count | None
     max_steps: Count | None
     eval_prompts: Count | None
-    global_batch_size: Count
+    global_batch_size: Count | None
 
 
 @dataclass(frozen=True)

@@ -70,5 +70,6 @@ def cold_start_config(config: Mapping[str, Any], folder: Path | None = None) -> 
         **config,
         "method": {k: v for k, v in cold.items() if k not in _NOT_OF_THE_METHOD} | {"optimizer": optimizer},
         "scale": scale | {"rows_per_source": smaller(cold["rows"], scale["rows_per_source"])},
+        "data": config["data"] | {"global_batch_size": scale["global_batch_size"] or cold["global_batch_size"]},
         "paths": paths | {"checkpoint_dir": str(Path(root) / folder.name) if root and folder else root},
     }

@@ -53,7 +53,10 @@ def test_cold_start_is_the_run_with_another_method(cfg: Callable[..., Any]) -> N
     assert phase["method"]["optimizer"]["lr"] == config["method"]["cold_start"]["lr"] != config["method"]["lr"]
     assert phase["scale"]["rows_per_source"] == 70
     assert cold_start_config(to_plain(cfg(TOOLS, "method=grpo", "scale=quick")))["scale"]["rows_per_source"] == 16
-    assert {key for key in config if config[key] != phase[key]} == {"method", "scale"}
+    assert {key for key in config if config[key] != phase[key]} == {"method", "scale", "data"}
+    assert (config["data"]["global_batch_size"], phase["data"]["global_batch_size"]) == (16, 8)
+    quick = cold_start_config(to_plain(cfg(TOOLS, "method=grpo", "scale=quick")))
+    assert quick["data"]["global_batch_size"] == 2
     elsewhere = config | {"paths": config["paths"] | {"checkpoint_dir": "/c"}}
     assert cold_start_config(elsewhere, Path("/runs/mine"))["paths"]["checkpoint_dir"] == "/c/mine"
 
