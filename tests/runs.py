@@ -52,7 +52,12 @@ def _rows(count: int, count_tokens: str) -> Corpus:
     card = small.make_corpus(small.make_tokenizer(), setup=False).sources["tools"]["embedded"]
     sources = {"tools": {"embedded": {**card, "rows": count}}}
     return small.make_corpus(
-        small.make_tokenizer(), sources=sources, count_tokens=count_tokens, epochs=None, max_steps=1
+        small.make_tokenizer(),
+        sources=sources,
+        count_tokens=count_tokens,
+        epochs=None,
+        max_steps=1,
+        hold_out_capabilities=True,
     )
 
 

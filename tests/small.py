@@ -13,9 +13,11 @@ from lightning.pytorch import Callback, Trainer
 import nexus
 from nexus.callbacks.checkpoint import AtomicCheckpointIO, StepCheckpoint
 from nexus.callbacks.hold import Desk
+from nexus.callbacks.validation import Validation
 from nexus.data.collate import Rows, collate_step
 from nexus.data.corpus import Corpus
 from nexus.data.module import NexusDataModule
+from nexus.evaluation.held_out import held_out_loss
 from nexus.flags import Flags
 from nexus.methods.base import Method
 from nexus.methods.reward_model import RewardModel
@@ -188,6 +190,19 @@ def make_saver(folder: Path, **changes: Any) -> StepCheckpoint:
         "desk": Desk(board=Board(folder), flags=Flags()),
     }
     return StepCheckpoint(**(chosen | changes))
+
+
+def make_validation(folder: Path, **changes: Any) -> Validation:
+    """Validation on all held-out rows after every second step."""
+    chosen: dict[str, Any] = {
+        "enabled": True,
+        "every_n_steps": 2,
+        "max_rows": None,
+        "restore_best": False,
+        "loss_of": lambda model, batches: held_out_loss(model, batches)["loss"].value,
+        "desk": Desk(board=Board(folder), flags=Flags()),
+    }
+    return Validation(**(chosen | changes))
 
 
 def make_trainer(

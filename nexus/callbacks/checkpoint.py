@@ -145,7 +145,8 @@ def _free_name(path: Path) -> Path:
 
 
 class StepCheckpoint(Callback):
-    """Saves every `every_n_steps` optimizer steps and at the end; keeps the newest `keep`.
+    """Saves every `every_n_steps` optimizer steps, at the best one so far and at the end; keeps the newest `keep` and
+    the best.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -155,6 +156,9 @@ class StepCheckpoint(Callback):
         folder: where they go; given by the run.
         identity: settings and hash of the rows that a resumed run must share; given by the run.
         desk: of the training; given by the run.
+
+    Attributes:
+        best_step: the step with the least held-out loss, as `callbacks.validation` says; None without one.
 
     Raises:
         ValueError: if a number is out of range.
@@ -182,6 +186,7 @@ class StepCheckpoint(Callback):
         self.folder = Path(folder)
         self.identity = identity
         self.desk = desk
+        self.best_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a killed run left half-written."""
@@ -192,7 +197,7 @@ class StepCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at the step boundary."""
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == self.best_step:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,8 +239,9 @@ class StepCheckpoint(Callback):
             )
             log.warning("I-OUT-02  there was room again: %s is saved", path.name)
         if trainer.is_global_zero:
-            for _, old in checkpoints(self.folder)[: -self.keep]:
-                trainer.strategy.remove_checkpoint(old)
+            for step, old in checkpoints(self.folder)[: -self.keep]:
+                if step != self.best_step:
+                    trainer.strategy.remove_checkpoint(old)
 
     def _try_to_save(self, trainer: Trainer, path: Path) -> NexusError | None:
         """Save; what was wrong if the disk is full."""

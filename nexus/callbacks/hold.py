@@ -104,7 +104,7 @@ class Desk:
             trainer: at a step boundary.
         """
         step = trainer.global_step
-        keeper = _keeper(trainer)
+        keeper = keeper_of(trainer)
         if keeper is None:
             self.tell("W-RUN-01  no checkpoint was written: callbacks.checkpoint is null")
             return
@@ -120,7 +120,7 @@ class Desk:
         Args:
             trainer: at a step boundary.
         """
-        keeper = _keeper(trainer)
+        keeper = keeper_of(trainer)
         if keeper is not None and keeper.path(trainer.global_step).exists():
             path = keeper.path(trainer.global_step)
             self.board.update(last_checkpoint=os.path.relpath(path, self.board.path.parent))
@@ -224,5 +224,6 @@ class Desk:
             log.warning("W-RUN-02  status.json is not up to date: %s", error)
 
 
-def _keeper(trainer: Trainer) -> StepCheckpoint | None:
+def keeper_of(trainer: Trainer) -> StepCheckpoint | None:
+    """The callback that writes the checkpoints of a training; None where it is switched off."""
     return next((one for one in trainer.callbacks if isinstance(one, StepCheckpoint)), None)  # type: ignore[attr-defined]

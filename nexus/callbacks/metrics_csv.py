@@ -29,6 +29,8 @@ COLUMNS = (
     "perf/tokens_per_second",
     "perf/memory_gib",
 )
+#: Column of `callbacks.validation`; a step that has it has a row.
+VALIDATION_LOSS = "val/loss"
 
 
 class MetricsCsv(Callback):
@@ -71,10 +73,11 @@ class MetricsCsv(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a row on logging steps; a skipped step has one too, on all others nothing is read."""
+        """Write a row on logging steps; skipped and validated steps have one too, on all others nothing is read."""
         step = trainer.global_step
         skipped: list[dict[str, Any]] = pl_module.guard.skipped[-1:]  # type: ignore[union-attr,assignment,index]
-        if step == 1 or step % self.every_n_steps == 0 or (skipped and skipped[0]["step"] == step):
+        validated = VALIDATION_LOSS in pl_module.step_metrics  # type: ignore[operator]
+        if step == 1 or step % self.every_n_steps == 0 or validated or (skipped and skipped[0]["step"] == step):
             self.write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

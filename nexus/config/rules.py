@@ -17,7 +17,7 @@ from nexus.config.datasets import training_problems as eval_only_problems
 from nexus.config.folders import ASSETS, data_file
 from nexus.config.generate_rules import mode_problems
 from nexus.config.rollout_rules import environment_problems, rollout_problems
-from nexus.config.run_control_rules import run_control_problems
+from nexus.config.run_control_rules import run_control_problems, validation_problems
 from nexus.config.training_rules import rope_problems, training_problems
 from nexus.config.walk import nearest
 from nexus.errors import Problem
@@ -114,6 +114,11 @@ def _mode_has_what_it_needs(config: Config) -> Iterator[Problem]:
 @_rule("train", reads=("callbacks",))
 def _a_run_can_be_held(config: Config) -> Iterator[Problem]:
     yield from run_control_problems(config)
+
+
+@_rule("train", reads=("base_model", "callbacks", "method"))
+def _a_run_can_be_validated(config: Config) -> Iterator[Problem]:
+    yield from validation_problems(config)
 
 
 @_rule(*_ALL, reads=("base_model",))

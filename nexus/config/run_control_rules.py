@@ -28,6 +28,48 @@ def run_control_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _clock_problems(quiet)
 
 
+def validation_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Validation while training that has no loss to measure, or no checkpoint to take the best weights from.
+
+    Args:
+        config: resolved, plain containers whose shape is right.
+
+    Yields:
+        Problems.
+    """
+    validation, method = config["callbacks"].get("validation"), config["method"]
+    if validation is None:
+        return
+    key, wanted = "callbacks.validation", bool(validation.get("enabled"))
+    if wanted and method["view"] != "sft":
+        reads = {"prompts": "its answers are sampled"}.get(method["view"], "it reads pairs of answers")
+        yield Problem(
+            "E-CFG-03",
+            f"{key}.enabled",
+            f"method={method['name']} has no loss on held-out rows: {reads}",
+            f"{key}.enabled=false; scores before and after stand in the report",
+        )
+    if wanted and config["base_model"]["rope"]["type"] == "dynamic":
+        yield Problem(
+            "E-CFG-03",
+            f"{key}.enabled",
+            "with base_model.rope.type=dynamic the longest row so far decides about the positions of the next ones, so "
+            "that held-out rows would change what is trained",
+            f"base_model.rope.type=yarn, or {key}.enabled=false",
+        )
+    if not validation.get("restore_best"):
+        return
+    if not wanted:
+        yield Problem("E-CFG-03", f"{key}.restore_best", "nothing says which step is the best", f"{key}.enabled=true")
+    elif config["callbacks"].get("checkpoint") is None:
+        yield Problem(
+            "E-CFG-03",
+            f"{key}.restore_best",
+            "the best weights are those of a checkpoint, and callbacks.checkpoint is null",
+            f"leave callbacks.checkpoint as it is, or {key}.restore_best=false",
+        )
+
+
 def _clock_problems(quiet: Mapping[str, Any]) -> Iterator[Problem]:
     """`E-CFG-02`: times that no clock shows, or that leave no hour to train in."""
     key, remedy = "callbacks.quiet_hours", 'a time of day such as "22:00"'

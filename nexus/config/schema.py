@@ -418,6 +418,7 @@ NODE_SETTINGS: dict[str, Any] = {
     "every_n_steps": Count,
     "keep": Count,
     "count": Count,
+    "max_rows": Count | None,
     "count_steps": Count,
     "tolerance": Positive,
     "seconds_between_updates": Positive,

@@ -20,7 +20,7 @@ from nexus.data.mixture import smaller, split_held_out, weighted
 from nexus.data.pairs import insist_on_both_labels, limit_pairs, measured_pairs, rows_of_pairs, tokenize_pairs
 from nexus.data.progress import track
 from nexus.data.sources import BadRows, Row, generate_rows, read_path
-from nexus.data.template import CountTokens, LongRows, RowCounts, limit_rows, tokenize_examples
+from nexus.data.template import CountTokens, LongRows, RowCounts, limit_rows, nothing_left, tokenize_examples
 from nexus.data.token_cache import CorpusRows, TokenCache, source_identity, tokenizer_identity
 from nexus.data.token_rows import AnyRow, TokenRows, flat_rows
 from nexus.data.workers import usable_processors
@@ -86,6 +86,7 @@ class Corpus:
         cache: keeps tokenized rows for the next start; None for none.
         tokenizer: a fast tokenizer.
         only_scored: keys of `sources` whose rows are not read; their evaluation prompts are there all the same.
+        hold_out_capabilities: whether the evaluation splits of capabilities are held-out rows too, besides prompts.
     """
 
     def __init__(
@@ -114,12 +115,14 @@ class Corpus:
         cache: TokenCache | None,
         tokenizer: PreTrainedTokenizerBase,
         only_scored: Collection[str] = (),
+        hold_out_capabilities: bool = False,
     ) -> None:
         self.sources = sources
         self.read_sources = {name: cards for name, cards in sources.items() if name not in only_scored}
         self.train_files = [train] if isinstance(train, str) else list(train or ())
         self.validation_files = [validation] if isinstance(validation, str) else list(validation or ())
         self.validation_fraction = validation_fraction
+        self.hold_out_capabilities = hold_out_capabilities
         self.view = "preference" if view == "judged" else view  # of the sources' rows
         self.judged = view == "judged"
         self.count_tokens = count_tokens
@@ -169,7 +172,7 @@ class Corpus:
             return
         rows, self.counts = self._limit(tokenized.rows)
         if not rows:
-            raise _nothing_left(len(tokenized.rows), self.counts)
+            raise nothing_left(len(tokenized.rows), self.counts)
         self.leaked = shared_rows(flat_rows(rows), flat_rows(self.held_out_rows))
         self._take(rows)
 
@@ -243,7 +246,7 @@ class Corpus:
             return
         pairs, self.counts = self._pairs(train, "tokenizing pairs")
         if not pairs:
-            raise _nothing_left(len(train), self.counts)
+            raise nothing_left(len(train), self.counts)
         if self.judged:
             insist_on_both_labels(pairs)
         self.leaked = shared_rows(flat_rows(pairs), flat_rows(self.held_out_rows))
@@ -290,7 +293,7 @@ class Corpus:
             found, counts = self._limit(self._tokenize(examples, "tokenizing"))
             num_tokenized = len(found)
         if not found:
-            raise _nothing_left(len(examples), counts)
+            raise nothing_left(len(examples), counts)
         del self.bad_rows.errors[known:]  # `setup` meets them again
         return CorpusSample(found, flat_rows(found), round(total * len(found) / num_tokenized))
 
@@ -388,9 +391,10 @@ class Corpus:
         self, name: str, card: dict[str, Any], stage: str | None
     ) -> tuple[list[Example], list[Example]]:
         """Rows of a source to train on, as often as its weight says, and rows that are held out."""
-        # A capability is measured by its metrics; its held-out loss would say less and cost as much. Pairs are measured
-        # besides, since a preference is what is learned from them.
-        measured = name == OWN_SOURCES or self.view == "preference"
+        # A capability is measured by its metrics; its held-out loss would say less and cost as much, unless it is asked
+        # for. Pairs are measured besides, since a preference is what is learned from them.
+        wanted = self.hold_out_capabilities and "train" in card["roles"]  # other cards may hold nothing but prompts
+        measured = wanted or name == OWN_SOURCES or self.view == "preference"
         held_out = self._held_out_examples(card, stage) if measured else []
         has_own = self.validation_files or any("eval" in own["roles"] for own in self.sources[name].values())
         shares = name == OWN_SOURCES and not has_own
@@ -488,13 +492,3 @@ def count_steps(num_rows: int, *, global_batch_size: int, epochs: float | None, 
     if not limits:
         raise ValueError("give epochs, max_steps or both")
     return max(1, min(limits))
-
-
-def _nothing_left(found: int, counts: RowCounts) -> NexusError:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.dropped.items())
-    return NexusError(
-        "E-DAT-13",
-        f"0 of {found} rows are left to train on" + (f" ({reasons})" if reasons else ""),
-        where="data",
-        remedy="raise data.max_seq_len, or mend the rows" if found else "data.train=FILE or +capability=NAME",
-    )

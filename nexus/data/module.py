@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from nexus.data.collate import collate_micro_batch, row_tokens
+from nexus.data.collate import collate_micro_batch, collate_step, row_tokens
 from nexus.data.corpus import Corpus
 from nexus.data.stream import StepLoader
 from nexus.data.token_rows import AnyRow
@@ -75,6 +75,26 @@ class NexusDataModule(LightningDataModule):
             )
             for row in rows
         ]
+
+    def validation_batches(self, max_rows: int | None) -> list[MicroBatch]:
+        """Held-out rows for measurements while training, in micro-batches as large as a step's.
+
+        Args:
+            max_rows: how many at most, taken evenly from all of them; None is no limit.
+
+        Returns:
+            Micro-batches.
+        """
+        rows = self.corpus.held_out_rows
+        count = len(rows) if max_rows is None else min(max_rows, len(rows))
+        return collate_step(
+            [rows[index * len(rows) // count] for index in range(count)],
+            packing=self.packing,
+            micro_batch_size=self.corpus.micro_batch_size,
+            micro_batch_tokens=self.corpus.micro_batch_tokens,
+            pad_token_id=self.pad_token_id,
+            world_size=1,
+        )
 
     def group_batches(self, groups: Sequence[AnyRow]) -> list[MicroBatch]:
         """Micro-batches over groups in their own order, as large as in training.

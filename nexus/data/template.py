@@ -66,6 +66,25 @@ class RowCounts:
             self.dropped[reason] = self.dropped.get(reason, 0) + rows
 
 
+def nothing_left(found: int, counts: RowCounts) -> NexusError:
+    """`E-DAT-13`: no row is left to train on.
+
+    Args:
+        found: rows that there were.
+        counts: what became of them.
+
+    Returns:
+        The error, to be raised.
+    """
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.dropped.items())
+    return NexusError(
+        "E-DAT-13",
+        f"0 of {found} rows are left to train on" + (f" ({reasons})" if reasons else ""),
+        where="data",
+        remedy="raise data.max_seq_len, or mend the rows" if found else "data.train=FILE or +capability=NAME",
+    )
+
+
 def tokenize_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, *, count_tokens: CountTokens, max_seq_len: int
 ) -> TokenizedExample:

@@ -250,7 +250,7 @@ class Method(LightningModule):
         """One optimizer step over all micro-batches."""
         optimizer = self.optimizers()
         self._step = self.trainer.global_step
-        metrics = self.accumulate(self._within_limit(batch))
+        metrics = self.accumulate(self.within_limit(batch))
         metrics["train/grad_norm"] = nn.utils.clip_grad_norm_(
             [p for p in self.parameters() if p.requires_grad],
             math.inf if self.gradient_clip is None else self.gradient_clip,
@@ -318,8 +318,15 @@ class Method(LightningModule):
             "that; %s", failed, limit, limit, KNOBS,
         )  # fmt: skip
 
-    def _within_limit(self, batch: list[MicroBatch]) -> list[MicroBatch]:
-        """Micro-batches no larger than what did fit when memory was short."""
+    def within_limit(self, batch: list[MicroBatch]) -> list[MicroBatch]:
+        """Micro-batches no larger than what did fit when memory was short.
+
+        Args:
+            batch: any number.
+
+        Returns:
+            The same rows, split where they have to be.
+        """
         limit = self.micro_batch_limit
         if limit is None:
             return batch
@@ -363,7 +370,7 @@ class Method(LightningModule):
             NexusError: `E-RES-03` if names or shapes differ.
         """
         checkpoint = read_state(path)
-        self.on_load_checkpoint(checkpoint)
+        self._insist_on_tensors(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -391,7 +398,7 @@ class Method(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not hold exactly what is trained here.
+        """Refuse a checkpoint that does not hold exactly what is trained here; take up what the method counts.
 
         Args:
             checkpoint: as `on_save_checkpoint` left it.
@@ -399,6 +406,14 @@ class Method(LightningModule):
         Raises:
             NexusError: `E-RES-03` if names or shapes differ.
         """
+        self._insist_on_tensors(checkpoint)
+        own = checkpoint["nexus"]
+        self.tokens_seen = own["tokens_seen"]
+        self.micro_batch_limit = own["micro_batch_limit"]
+        self.guard.load_state_dict(own["guard"])
+
+    def _insist_on_tensors(self, checkpoint: dict[str, Any]) -> None:
+        """`E-RES-03` unless the checkpoint's weights have the names and shapes of those that are trained here."""
         saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         wanted = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         if saved != wanted:
@@ -409,7 +424,3 @@ class Method(LightningModule):
                 where=wrong[0],
                 remedy="resume with the run's own config (resume=RUN alone)",
             )
-        own = checkpoint["nexus"]
-        self.tokens_seen = own["tokens_seen"]
-        self.micro_batch_limit = own["micro_batch_limit"]
-        self.guard.load_state_dict(own["guard"])

@@ -21,6 +21,7 @@ def model_card(
     max_logit_difference: float,
     quantization: str | None,
     is_reward_model: bool = False,
+    validation: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
@@ -39,6 +40,7 @@ def model_card(
             trained, on the probe tokens.
         quantization: the 4-bit type that the base was trained in; None for a base as it is stored.
         is_reward_model: whether the folder judges answers instead of writing them.
+        validation: the report's section of that name; None if nothing was measured while training.
 
     Returns:
         The card's text.
@@ -54,7 +56,7 @@ tags: [nexus, {method}{"".join(f", {capability}" for capability in capabilities)
 # {name}
 
 `{base_name}`, trained with method `{method}` and adapter `{adapter}` for {train["global_step"]} optimizer steps on
-{train["tokens"]:,} tokens (seed {train["seed"]}).
+{train["tokens"]:,} tokens (seed {train["seed"]}).{_chosen_step(validation, train["global_step"])}
 
 | group | metric | before | after | n |
 |---|---|---|---|---|
@@ -86,6 +88,16 @@ model = {auto_class}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 """
+
+
+def _chosen_step(validation: Mapping[str, Any] | None, last_step: int) -> str:
+    """Which step's weights these are, if not the last one's."""
+    if validation is None or validation["weights_of_step"] == last_step:
+        return ""
+    return (
+        f"\nThe weights are those of step {validation['weights_of_step']}, which had the least loss on held-out rows; "
+        "since they were\nchosen by it, that loss is a little lower than on rows that chose nothing."
+    )
 
 
 def _table(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> str:

@@ -19,6 +19,7 @@ from nexus.config.targets import signature_of
 from nexus.config.training_rules import BNB_OPTIMIZER, compile_needs_gpu, paged_needs_gpu
 from nexus.data.template import encode_prompts
 from nexus.errors import ConfigError
+from nexus.evaluation.held_out import held_out_loss
 from nexus.hardware.memory_plan import GIB, MemoryPlan
 from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
 from nexus.hardware.sensors import Sensor, find_sensors
@@ -39,6 +40,7 @@ from nexus.rollout.loader import RolloutDataModule
 from nexus.stages import planning
 from nexus.stages.prepare import Prepared, longest_answer
 from nexus.storage.redaction import redact
+from nexus.types import MicroBatch
 
 
 def device_of(config: dict[str, Any]) -> tuple[Device, str]:
@@ -219,6 +221,7 @@ def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared, *, 
             "max_new_tokens": max((c["max_new_tokens"] for c in capabilities.values()), default=1),
         },
         "memory_probe": {"plan": device_plan(config, prepared), "limit_bytes": device_limit(config)},
+        "validation": {"loss_of": _mean_loss, "desk": desk},
         "run_control": {"desk": desk},
         "thermal_pause": {"desk": desk, "find_sensors": functools.partial(_sensors, config)},
         "cooldown": {"desk": desk},
@@ -227,6 +230,11 @@ def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared, *, 
     }
     nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
     return [instantiate_node(node, **from_run.get(name, {})) for name, node in nodes.items()]
+
+
+def _mean_loss(model: Any, batches: Sequence[MicroBatch]) -> float:
+    """The `held_out` loss of a report, of a model in training."""
+    return held_out_loss(model, batches)["loss"].value
 
 
 def identity_of(config: dict[str, Any], prepared: Prepared) -> dict[str, Any]:

@@ -411,6 +411,11 @@ def output_folder(config: Mapping[str, Any]) -> tuple[str, Path]:
     return "paths.output_dir", Path(config["paths"]["output_dir"])
 
 
+def is_validated(config: Mapping[str, Any]) -> bool:
+    """Whether held-out rows are looked at while training; the best checkpoint is then kept beside the newest."""
+    return bool((config.get("callbacks", {}).get("validation") or {}).get("enabled"))
+
+
 def disk_plan_of(
     config: Mapping[str, Any], facts: ModelFacts, counts: Counts, plan: MemoryPlan, steps: int
 ) -> DiskPlan:
@@ -433,7 +438,7 @@ def disk_plan_of(
     return plan_disk(
         trained=counts.trainable,
         state_bytes=state,
-        keep=(callbacks.get("checkpoint") or {}).get("keep", 0),
+        keep=(callbacks.get("checkpoint") or {}).get("keep", 0) + is_validated(config),
         package_bytes=weight_bytes(facts, plain, settings.precision) if settings.packages else 0,
         adapter_parameters=counts.adapter,
         log_rows=steps // max(1, every) + 2,

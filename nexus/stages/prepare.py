@@ -121,6 +121,8 @@ def prepare_to_train(config: dict[str, Any]) -> Prepared:
         check(sample.flat, sample.total_rows)
 
     corpus.setup("fit", before_reading=check_first_rows)
+    if planning.is_validated(config):
+        _insist_on_held_out(corpus)
     plan = check(corpus.flat, len(corpus.rows))
     planning.insist_on_room(config, planning.disk_plan_of(config, facts, counts, plan, corpus.num_steps))
     if config["evaluation"]["before"] or config["evaluation"]["after"]:
@@ -130,6 +132,18 @@ def prepare_to_train(config: dict[str, Any]) -> Prepared:
     first = make_corpus(cold_start.cold_start_config(config), prepared.tokenizer)
     first.setup("fit")
     return replace(prepared, cold_start=first)
+
+
+def _insist_on_held_out(corpus: Corpus) -> None:
+    """`E-DAT-35` if there is nothing that could be looked at while training."""
+    if not corpus.held_out_rows:
+        raise NexusError(
+            "E-DAT-35",
+            "the held-out loss is to be measured while training, but no row is held out",
+            where="callbacks.validation.enabled",
+            remedy="data.validation=FILE, data.validation_fraction=0.05 with at least two rows that differ, a source "
+            "with roles=[train,eval], or callbacks.validation.enabled=false",
+        )
 
 
 def refuse_other_tokenizer(config: Mapping[str, Any], tokenizer: Any) -> None:
@@ -284,6 +298,7 @@ def make_corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
         cache=TokenCache(Path(config["paths"]["cache_dir"]) / "tokens") if data["cache"] else None,
         tokenizer=tokenizer,
         only_scored=() if own_entry(config) is None else set(sources) - {own_entry(config)},
+        hold_out_capabilities=planning.is_validated(config),
     )
     if "rollout" not in method:
         return Corpus(**common)

@@ -112,7 +112,7 @@ def format_score(score: Mapping[str, Any] | None) -> str:
 
 
 def plot_loss(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Training loss over steps, one line per run.
+    """Training loss over steps, one line per run, and the held-out loss dashed where it was measured.
 
     Args:
         path: PNG to write.
@@ -120,14 +120,20 @@ def plot_loss(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -
     """
     from matplotlib.figure import Figure
 
+    from nexus.callbacks.metrics_csv import VALIDATION_LOSS
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, rows in curves.items():
         points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2)
+        (line,) = axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2)
+        held_out = [(row["step"], row[VALIDATION_LOSS]) for row in rows if VALIDATION_LOSS in row]
+        if held_out:
+            look = {"color": line.get_color(), "linestyle": "--", "marker": ".", "linewidth": 1.0}
+            axes.plot([x for x, _ in held_out], [y for _, y in held_out], label=f"{name}, held out", **look)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel("loss" if len(axes.lines) > len(curves) else "training loss")
     axes.grid(alpha=0.3)
-    if len(curves) > 1:
+    if len(axes.lines) > 1:
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)

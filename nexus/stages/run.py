@@ -22,6 +22,7 @@ from nexus.callbacks.hold import Desk, RunStopped
 from nexus.callbacks.memory_probe import MemoryProbe
 from nexus.callbacks.metrics_csv import read_metrics
 from nexus.callbacks.run_control import RunControl
+from nexus.callbacks.validation import Validation
 from nexus.config.check import config_sha256, config_yaml
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
@@ -37,6 +38,7 @@ from nexus.packaging.card import model_card
 from nexus.packaging.pack import PackageInfo, write_package
 from nexus.rollout.loader import RolloutDataModule
 from nexus.stages import assemble, cold_start, planning
+from nexus.stages.best import restore_best, validation_section
 from nexus.stages.gain import paired_gains, read_answers, write_answers
 from nexus.stages.held_out_prompts import held_out_prompts
 from nexus.stages.loggers import end_loggers, log_scores, start_loggers
@@ -176,7 +178,8 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         attach_reference(method.policy, data, file=file, device=device.kind, precision=precision, tell=run.tell)
     if "rollout" in config["method"]:
         data = assemble.make_rollouts(config, run.prepared, method, packing=data.packing)
-    seconds, memory = _fit(run, method, data, resume=resume, found=found)
+    fitted = _fit(run, method, data, resume=resume, found=found)
+    restore_best(method, fitted.validation, assemble.checkpoint_folder(config, run.folder), tell=run.tell)
     after = Scoring()
     if config["evaluation"]["after"]:
         run.status("scoring")
@@ -188,10 +191,11 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         "status": "finished",
         "scores": {"before": before, **started_from.get("scores", {}), "after": plain_scores(after.scores)},
         "gain": _gain(run, after, since=cold_start.NAME if started_from else "before"),
-        "train": _train_section(run, method, seconds),
+        "train": _train_section(run, method, fitted.seconds),
+        **validation_section(fitted.validation),
         **({"cold_start": started_from["train"]} if started_from else {}),
         **({"rollouts": data.summary()} if isinstance(data, RolloutDataModule) else {}),
-        "memory": memory,
+        "memory": fitted.memory,
         "data": corpus.summary(),
         "package": None,
         "provenance": origin,
@@ -266,12 +270,12 @@ def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: boo
         learner.load_trained(last[1])
         result: dict[str, Any] = json.loads(kept.read_text())
         return result
-    seconds, _ = _fit(phase, learner, data, resume=resume, found=_newest(phase) if resume else None)
+    fitted = _fit(phase, learner, data, resume=resume, found=_newest(phase) if resume else None)
     scoring = _score(phase, learner, data, cold_start.NAME)
     write_answers(folder / "answers.jsonl", scoring.answers)
     scores = plain_scores(scoring.scores)
     log_scores(run.loggers, cold_start.NAME, scores, step=0)
-    result = {"scores": {cold_start.NAME: scores}, "train": _train_section(phase, learner, seconds)}
+    result = {"scores": {cold_start.NAME: scores}, "train": _train_section(phase, learner, fitted.seconds)}
     write_json(kept, result)
     return result
 
@@ -311,10 +315,17 @@ def _newest(run: Run) -> tuple[int, Path] | None:
     return found
 
 
-def _fit(
-    run: Run, method: Method, data: NexusDataModule, *, resume: bool, found: tuple[int, Path] | None
-) -> tuple[float, dict[str, Any] | None]:
-    """Train, from a checkpoint if there is one to resume; returns seconds, and what the memory probe found."""
+@dataclass(frozen=True)
+class _Fitted:
+    """What a training came to: its seconds without pauses and measurements, and what two callbacks found."""
+
+    seconds: float
+    memory: dict[str, Any] | None
+    validation: Validation | None
+
+
+def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool, found: tuple[int, Path] | None) -> _Fitted:
+    """Train, from a checkpoint if there is one to resume."""
     config, folder, corpus = run.config, run.folder, run.prepared.corpus
     desk = Desk(board=run.board, flags=FLAGS)
     callbacks = assemble.make_callbacks(config, folder, run.prepared, desk=desk)
@@ -341,8 +352,10 @@ def _fit(
         raise NexusError(
             "E-INT-01", f"training ended after {trainer.global_step} of {corpus.num_steps} steps", where=str(folder)
         )
-    probes = [callback.result for callback in callbacks if isinstance(callback, MemoryProbe)]
-    return time.perf_counter() - started - desk.held_seconds, next(iter(probes), None)
+    memory = next((callback.result for callback in callbacks if isinstance(callback, MemoryProbe)), None)
+    validation = next((callback for callback in callbacks if isinstance(callback, Validation)), None)
+    beside = desk.held_seconds + (validation.seconds_here if validation else 0.0)
+    return _Fitted(time.perf_counter() - started - beside, memory, validation)
 
 
 def _train_section(run: Run, method: Method, seconds: float) -> dict[str, Any]:
@@ -388,6 +401,7 @@ def _package(run: Run, method: Method, report: dict[str, Any]) -> PackageInfo:
         recipe=_recipe(config),
         quantization=_quantization(adapter) if adapter["name"] == "qlora" else None,
         is_reward_model=isinstance(method, RewardModel),
+        validation=report.get("validation"),
     )
     dtype = str(next(method.policy.parameters()).dtype).removeprefix("torch.")
     return write_package(

@@ -10,6 +10,7 @@ import pytest
 from tests.config.conftest import Outcome
 
 TOOLS = "+capability=tools"
+BEST = ("callbacks.validation.enabled=true", "callbacks.validation.restore_best=true")
 Door = Callable[..., Outcome]
 
 #: Command line, code, exit status, words that the message must hold.
@@ -67,6 +68,12 @@ MISTAKES: list[tuple[list[str], str, int, list[str]]] = [
     ([TOOLS, "base_model.path=null"], "E-CFG-03", 64, ["architecture"]),
     (["data.validation=a.jsonl", TOOLS], "E-CFG-03", 64, ["data.train"]),
     (["resume=old", TOOLS], "E-RES-01", 64, [TOOLS]),
+    ([TOOLS, "method=grpo", "callbacks.validation.enabled=true"], "E-CFG-03", 64, ["answers are sampled"]),
+    ([TOOLS, "method=dpo", "callbacks.validation.enabled=true"], "E-CFG-03", 64, ["pairs of answers"]),
+    ([TOOLS, "callbacks.validation.restore_best=true"], "E-CFG-03", 64, ["callbacks.validation.enabled=true"]),
+    ([TOOLS, *BEST, "callbacks.checkpoint=null"], "E-CFG-03", 64, ["callbacks.checkpoint"]),
+    ([TOOLS, *BEST, "base_model.rope.type=dynamic", "base_model.rope.factor=2"], "E-CFG-03", 64, ["rope.type=yarn"]),
+    ([TOOLS, "callbacks.validation.max_rows=0"], "E-CFG-02", 64, ["max_rows"]),
     # capabilities that cannot be had
     (["+capability=omni"], "E-CAP-01", 64, ["planned", "cot, reasoning, thinking, tools"]),
     (["+capability=vision_qa"], "E-CAP-01", 64, ["planned", "needs image"]),

@@ -76,6 +76,7 @@ def test_words(refused: Refused, module: str, words: list[str], code: str, hints
     insist(refused(module, *words), code, *hints)
 
 
+VALIDATED = "callbacks.validation.enabled=true"
 #: What stands in a data file that cannot be used: name, content, further words, code, hints.
 FILES: list[tuple[str, bytes, list[str], str, list[str]]] = [
     ("empty.jsonl", b"", [], "E-DAT-04", ["no rows"]),
@@ -89,6 +90,8 @@ FILES: list[tuple[str, bytes, list[str], str, list[str]]] = [
     ("table.xlsx", b"PK", [], "E-DAT-08", [".xlsx", ".jsonl"]),
     ("long.jsonl", json.dumps(CHAT).encode(), ["data.max_seq_len=4"], "E-LEN-01", ["long.jsonl:1", "data.max_seq_len"]),
     ("none.jsonl", json.dumps(CHAT).encode(), ["data.max_seq_len=4", "data.long_rows=drop"], "E-DAT-13", ["0 of 1"]),
+    ("one.jsonl", json.dumps(CHAT).encode(), [VALIDATED], "E-DAT-35", ["data.validation=FILE"]),
+    ("two.jsonl", 2 * (json.dumps(CHAT).encode() + b"\n"), [VALIDATED], "E-DAT-35", ["rows that differ"]),
     ("mute.jsonl", b'{"messages": [{"role": "user", "content": "Hi"}]}', [], "E-DAT-15", ["mute.jsonl:1"]),
     ("role.jsonl", b'{"messages": [{"role": "robot", "content": "Hi"}]}', [], "E-DAT-05", ["role.jsonl:1", "robot"]),
 ]

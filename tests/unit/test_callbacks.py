@@ -34,6 +34,7 @@ from nexus.callbacks.quiet_hours import QuietHours
 from nexus.callbacks.run_control import RunControl
 from nexus.callbacks.samples import Samples
 from nexus.callbacks.thermal_pause import ThermalPause
+from nexus.callbacks.validation import Validation
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
 from nexus.flags import Flags
@@ -124,6 +125,10 @@ def make_quiet_hours(folder: Path, **changes: Any) -> QuietHours:
     return QuietHours(**(given | changes))
 
 
+def make_validation(folder: Path, **changes: Any) -> Validation:
+    return small.make_validation(folder, **({"every_n_steps": 2} | changes))
+
+
 MAKERS: dict[type[Callback], Callable[..., Callback]] = {
     StepCheckpoint: make_checkpoint,
     MetricsCsv: make_metrics,
@@ -135,13 +140,14 @@ MAKERS: dict[type[Callback], Callable[..., Callback]] = {
     ThermalPause: make_thermal,
     HangWatch: make_hang_watch,
     QuietHours: make_quiet_hours,
+    Validation: make_validation,
 }
 every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=[kind.__name__ for kind in MAKERS])
 
 
 @pytest.fixture(scope="module")
 def corpus() -> Any:
-    return small.make_corpus(small.make_tokenizer())
+    return small.make_corpus(small.make_tokenizer(), hold_out_capabilities=True)
 
 
 def train(
