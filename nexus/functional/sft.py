@@ -85,16 +85,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         want_grad = want_hidden or want_weight or want_bias
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        # float32 sums: hundreds of chunks added up in bfloat16 would lose the small ones
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # at least float32: hundreds of chunks added up in bfloat16 would lose the small ones
+        sums = torch.promote_types(compute_dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=sums) if want_bias and bias is not None else None
+        loss = torch.zeros((), dtype=sums, device=hidden.device)
         head = weight.to(compute_dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], chunk_size):
                 rows = slice(start, start + chunk_size)
                 chunk = hidden[rows].to(compute_dtype)
-                logits = (chunk @ head.T).float()
+                logits = (chunk @ head.T).to(sums)
                 if bias is not None:
                     logits += bias
                 if logit_scale != 1.0:
@@ -110,7 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad = grad.to(compute_dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad @ head
-                if grad_weight is not None and compute_dtype == torch.float32:
+                if grad_weight is not None and compute_dtype == sums:
                     grad_weight.addmm_(grad.T, chunk)
                 elif grad_weight is not None:
                     grad_weight += grad.T @ chunk
@@ -142,7 +143,8 @@ def linear_cross_entropy(
     """Summed `-log softmax(softcap(logit_scale * (hidden @ weight.T + bias)))[targets]`.
 
     At most `chunk_size * V` logits exist at a time. Products run in the autocast dtype if autocast is on, else in the
-    weight's dtype; softmax, loss and sums run in float32. No gradient is made for an input that does not ask for one.
+    weight's dtype; softmax, loss and sums run in float32 (float64 for float64). No gradient is made for an input that
+    does not ask for one.
 
     Args:
         hidden: [N, D], only the positions that predict a target; N may be 0 (loss 0, gradients 0).
@@ -154,7 +156,7 @@ def linear_cross_entropy(
         softcap: c of `c * tanh(z / c)`; None for no cap.
 
     Returns:
-        Scalar float32, in nats.
+        Scalar float32 (float64 for float64), in nats.
 
     Raises:
         ShapeError: if the shapes do not fit.

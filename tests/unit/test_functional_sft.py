@@ -73,10 +73,9 @@ def test_gradcheck_in_double():
     hidden, weight, bias, targets = make(n=3, v=5, d=2, dtype=torch.float64)
 
     def run(h, w, b):
-        # sums are float32 by design: perturb coarsely
         return linear_cross_entropy(hidden=h, weight=w, targets=targets, bias=b, chunk_size=2, softcap=4.0)
 
-    assert torch.autograd.gradcheck(run, (hidden, weight, bias), eps=1e-2, atol=1e-2)
+    assert torch.autograd.gradcheck(run, (hidden, weight, bias))
 
 
 def test_frozen_head_gets_no_gradient_and_costs_no_buffer():
