@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from safetensors.torch import load_file
 
 from nexus.models.saved_state import folder_name, read_state
 from tests.conftest import Finished
-from tests.integration.conftest import write_chats
 
 pytestmark = pytest.mark.integration
 
@@ -21,8 +21,11 @@ VALIDATED = ("callbacks.validation.enabled=true", "callbacks.samples=null", "eva
 
 
 def test_the_best_step_is_scored_and_packaged(door: Door, tmp_path: Path) -> None:
-    write_chats(tmp_path / "chats.jsonl", rows=12)
-    words = ("data.train=chats.jsonl", "data.validation_fraction=0.25", "method.epochs=null", "method.max_steps=18")
+    """Answers that follow from nothing: what is learned of them beyond their form is of no use to other rows."""
+    rng = random.Random(3)
+    rows = [{"prompt": f"Secret {i}?", "response": f"It is {rng.randint(0, 10**6)}."} for i in range(12)]
+    (tmp_path / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("data.train=secrets.jsonl", "data.validation_fraction=0.25", "method.epochs=null", "method.max_steps=18")
     words += ("callbacks.validation.every_n_steps=4", "callbacks.validation.restore_best=true", "method.lr=3e-3")
     done = door("train", *words, *VALIDATED, "run_dir=run")
     assert done.status == 0, done.errors
@@ -33,7 +36,7 @@ def test_the_best_step_is_scored_and_packaged(door: Door, tmp_path: Path) -> Non
     assert found["measurements"] == 5
     assert found["last"]["step"] == report["train"]["global_step"] == 18
     best = found["best"]["step"]
-    assert best < 18, "rows that are learned by heart are not what generalizes"
+    assert best < 18, "in the end the rows are learned by heart"
     assert found["weights_of_step"] == best
     with (run / "metrics.csv").open() as file:
         losses = {int(row["step"]): float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]}
