@@ -53,7 +53,8 @@ def train(job: Job) -> Path | None:
     method, judge = config["method"], config["method"].get("reward_model")
     if judge is not None and Path(judge).is_dir():
         method = method | {"reward_model": str(Path(judge).resolve())}
-    run({**config, "data": data, "method": method, "resume": None, "run_dir": None}, folder, prepared, resume=resume)
+    own = {**config, "data": data, "method": method, "resume": None, "resume_mode": "exact", "run_dir": None}
+    run(own, folder, prepared, resume=config["resume_mode"] if resume else None)
     return folder
 
 

@@ -187,6 +187,7 @@ def make_saver(folder: Path, **changes: Any) -> StepCheckpoint:
         "seconds_between_tries": 0.01,
         "folder": str(folder / "checkpoints"),
         "identity": {"seed": 11},
+        "fast_resumes": [],
         "desk": Desk(board=Board(folder), flags=Flags()),
     }
     return StepCheckpoint(**(chosen | changes))

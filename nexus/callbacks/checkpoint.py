@@ -154,7 +154,8 @@ class StepCheckpoint(Callback):
         wait_for_space_minutes: how long training waits for room when the disk is full.
         seconds_between_tries: between two looks for room.
         folder: where they go; given by the run.
-        identity: settings and hash of the rows that a resumed run must share; given by the run.
+        identity: settings, machine and hash of the rows that a resumed run must share; given by the run.
+        fast_resumes: where the run went on although they differed; given by the run.
         desk: of the training; given by the run.
 
     Attributes:
@@ -173,6 +174,7 @@ class StepCheckpoint(Callback):
         seconds_between_tries: float,
         folder: str,
         identity: dict[str, Any],
+        fast_resumes: list[dict[str, Any]],
         desk: Desk,
     ) -> None:
         if every_n_steps < 1 or keep < 1:
@@ -185,6 +187,7 @@ class StepCheckpoint(Callback):
         self.seconds_between_tries = seconds_between_tries
         self.folder = Path(folder)
         self.identity = identity
+        self.fast_resumes = fast_resumes
         self.desk = desk
         self.best_step: int | None = None
 
@@ -208,6 +211,7 @@ class StepCheckpoint(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note which run this is."""
         checkpoint["identity"] = self.identity
+        checkpoint["fast_resumes"] = self.fast_resumes
 
     def path(self, step: int) -> Path:
         """Name of the checkpoint after `step` optimizer steps."""

@@ -25,7 +25,7 @@ _COMPLETED_BY_RUN = ("method.module", "method.optimizer", "method.cold_start.mod
 _UNRESOLVED = "E-CFG-10"
 _REFERENCE = re.compile(r"^\$\{[\w.]+\}$")
 #: Settings that say where and whether, not what.
-_NOT_IDENTITY = ("run_dir", "resume", "dry_run", "paths")
+_NOT_IDENTITY = ("run_dir", "resume", "resume_mode", "dry_run", "paths")
 #: Within `data`: settings that change how long it takes.
 _NOT_IDENTITY_OF_DATA = ("num_proc", "cache")
 #: What a resumed run may change besides: what is told and measured, and where own rows lie (their hash must agree).

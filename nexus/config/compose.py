@@ -24,6 +24,8 @@ from nexus.config.overrides import from_hydra, override_problems, quote_verbatim
 from nexus.errors import ConfigError, NexusError, Problem, discard_output
 
 _INTERRUPTED = 130
+#: Settings of `hardware` that callbacks have taken up when the run was begun.
+_READ_BY_OTHERS = ("hardware.name", "hardware.thermal_pause", "hardware.cooldown")
 _HELP = """nexus {root}: choose every group with `=`, add capabilities with `+`.
 {lists}  see the settings:                        --cfg job      (other flags: --hydra-help)
   what the capabilities are:               nexus capabilities
@@ -277,7 +279,7 @@ def _checked(cfg: Any, overrides: list[str], root: str, extra: Any) -> tuple[dic
     from nexus.config.check import check, to_plain
 
     if root == "train" and cfg.resume is not None:
-        cfg = _saved_config(str(cfg.resume), overrides, dry_run=cfg.dry_run)
+        cfg = _saved_config(cfg, overrides)
     if root != "train" and isinstance(cfg.package, str):
         taken = [word for word in overrides if word.lstrip("+").startswith("base_model")]
         if taken:
@@ -293,19 +295,23 @@ def _checked(cfg: Any, overrides: list[str], root: str, extra: Any) -> tuple[dic
     return ({} if problems else to_plain(cfg)), problems
 
 
-def _saved_config(resume: str, overrides: list[str], *, dry_run: Any) -> Any:
-    """The config of the run to resume, with the `dry_run` that was given, right or wrong."""
+def _saved_config(cfg: Any, overrides: list[str]) -> Any:
+    """The config of the run to resume, with what was given to do so, right or wrong."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    others = [word for word in overrides if word.lstrip("+").partition("=")[0] not in ("resume", "dry_run")]
+    resume, keys = str(cfg.resume), {word: word.lstrip("+").partition("=")[0] for word in overrides}
+    how = {word for word, key in keys.items() if key.startswith("hardware.") and key not in _READ_BY_OTHERS}
+    others = [word for word, key in keys.items() if key not in ("resume", "resume_mode", "dry_run")]
+    others = [word for word in others if cfg.resume_mode != "fast" or word not in how]
     if others:
+        free = f"give resume_mode=fast {' '.join(others)}" if how.issuperset(others) else "start a new run"
         raise NexusError(
             "E-RES-01",
             f"a resumed run keeps its settings, but {' '.join(others)} was given too",
             where="resume",
-            remedy=f"resume={resume} needs nothing else; start a new run to change settings",
+            remedy=f"resume={resume} needs nothing else; to change settings, {free}",
         )
     file = Path(resume) / "config.yaml"
     if not file.is_file():
@@ -319,8 +325,9 @@ def _saved_config(resume: str, overrides: list[str], *, dry_run: Any) -> Any:
         ) from error
     if not isinstance(saved, DictConfig):
         raise NexusError("E-CFG-08", "this is not the config of a run", where=str(file), remedy="mend the file")
-    given = {"resume": resume, "run_dir": None, "dry_run": dry_run}
-    return OmegaConf.merge(saved, given)
+    given = {"resume": resume, "resume_mode": cfg.resume_mode, "run_dir": None, "dry_run": cfg.dry_run}
+    changed = [keys[word].partition(".")[2] for word in keys if word in how]
+    return OmegaConf.merge(saved, given, {"hardware": {name: cfg.hardware[name] for name in changed}})
 
 
 def _expand(words: Sequence[str]) -> Iterator[tuple[list[str], str]]:

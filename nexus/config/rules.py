@@ -392,6 +392,12 @@ def _nobody_trains_on_a_benchmark(config: Config) -> Iterator[Problem]:
     yield from eval_only_problems(config)
 
 
+@_rule("train", reads=("resume", "resume_mode"))
+def _something_to_go_on_with(config: Config) -> Iterator[Problem]:
+    if config["resume_mode"] != "exact" and config["resume"] is None:
+        yield Problem("E-CFG-03", "resume_mode", "no run is resumed", "give resume=RUN too, or leave it out")
+
+
 @_rule("train", reads=("run_dir", "resume"))
 def _one_run_folder(config: Config) -> Iterator[Problem]:
     if config["run_dir"] is not None and config["resume"] is not None:

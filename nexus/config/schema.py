@@ -308,6 +308,7 @@ class TrainConfig:
     dry_run: bool
     run_dir: str | None
     resume: str | None
+    resume_mode: Literal["exact", "fast"]
     capabilities: dict[str, Annotated[Any, CAPABILITY]]
     package: Package
     safety: Safety

@@ -104,43 +104,17 @@ def verify_state(folder: Path) -> None:
         ) from error
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """Settings of the run that wrote a verified state, without reading its tensors.
+def read_origin(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Which run wrote a verified state, without reading its tensors.
 
     Args:
         folder: as `write_state` left it.
 
     Returns:
-        Value by dotted key.
+        Its settings by dotted key, and where it was resumed in `fast` mode.
     """
-    identity: dict[str, Any] = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))["identity"]
-    return identity
-
-
-def insist_on_identity(saved: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:
-    """Refuse to go on with a run under other settings or on other rows.
-
-    Args:
-        saved: of the checkpoint.
-        wanted: of this run.
-        run: the run folder.
-
-    Raises:
-        NexusError: `E-RES-01` with every key that differs.
-    """
-    absent = "nothing"
-    differ = [
-        f"{key}: the checkpoint has {saved.get(key, absent)!r}, this run {wanted.get(key, absent)!r}"
-        for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key, absent) != wanted.get(key, absent)
-    ]
-    if differ:
-        raise NexusError(
-            "E-RES-01",
-            "the settings or rows are not those of the run that is resumed:\n  " + "\n  ".join(differ),
-            where=str(run / "config.yaml"),
-            remedy="set them back, or start a new run",
-        )
+    state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+    return state["identity"], state.get("fast_resumes", [])
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:

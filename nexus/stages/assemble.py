@@ -39,6 +39,7 @@ from nexus.rollout.judge import Judge
 from nexus.rollout.loader import RolloutDataModule
 from nexus.stages import planning
 from nexus.stages.prepare import Prepared, longest_answer
+from nexus.stages.resume import machine_of
 from nexus.storage.redaction import redact
 from nexus.types import MicroBatch
 
@@ -198,7 +199,9 @@ def checkpoint_folder(config: dict[str, Any], folder: Path) -> Path:
     return Path(root) / folder.name if root else folder / "checkpoints"
 
 
-def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared, *, desk: Desk) -> list[Any]:
+def make_callbacks(
+    config: dict[str, Any], folder: Path, prepared: Prepared, *, desk: Desk, fast_resumes: list[dict[str, Any]]
+) -> list[Any]:
     """Callbacks by name, each with what only the run knows: its files, its prompts, its memory plan."""
     capabilities, corpus, tokenizer = config["capabilities"], prepared.corpus, prepared.tokenizer
     examples = {name: corpus.eval_prompts(name) for name in capabilities if planning.answers_prompts(config)}
@@ -211,6 +214,7 @@ def make_callbacks(config: dict[str, Any], folder: Path, prepared: Prepared, *, 
         "checkpoint": {
             "folder": str(checkpoint_folder(config, folder)),
             "identity": identity_of(config, prepared),
+            "fast_resumes": fast_resumes,
             "desk": desk,
         },
         "metrics_csv": {"path": str(folder / "metrics.csv")},
@@ -238,8 +242,9 @@ def _mean_loss(model: Any, batches: Sequence[MicroBatch]) -> float:
 
 
 def identity_of(config: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
-    """What a resumed run must share with the run that it goes on with: settings by dotted key, and the rows' hash."""
-    return redact(resume_identity(config) | {"data_sha256": prepared.corpus.data_sha256})  # type: ignore[no-any-return]
+    """What a resumed run must share with the run that it goes on with: settings by dotted key, rows and machine."""
+    own = {"data_sha256": prepared.corpus.data_sha256, **machine_of(*device_of(config))}
+    return redact(resume_identity(config) | own)  # type: ignore[no-any-return]
 
 
 def _sensors(config: dict[str, Any]) -> dict[str, Sensor]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nexus.callbacks.checkpoint import newest_whole
 from nexus.callbacks.hold import Desk, RunStopped
 from nexus.callbacks.memory_probe import MemoryProbe
 from nexus.callbacks.metrics_csv import read_metrics
@@ -33,7 +32,6 @@ from nexus.methods.base import Method
 from nexus.methods.reward_model import RewardModel
 from nexus.models.adapters import parameter_counts
 from nexus.models.attention import packing_support
-from nexus.models.saved_state import insist_on_identity, read_identity
 from nexus.packaging.card import model_card
 from nexus.packaging.pack import PackageInfo, write_package
 from nexus.rollout.loader import RolloutDataModule
@@ -45,6 +43,7 @@ from nexus.stages.loggers import end_loggers, log_scores, start_loggers
 from nexus.stages.prepare import Prepared
 from nexus.stages.reference import attach_reference
 from nexus.stages.report import plain_scores, plot_loss, print_scores, provenance
+from nexus.stages.resume import ResumeMode, find_checkpoint
 from nexus.stages.scoring import Scoring, score_model
 from nexus.stages.tables import open_console
 from nexus.stages.tracker import Tracker
@@ -76,6 +75,7 @@ class Run:
         board: `status.json`; that of the whole run in a phase.
         loggers: Lightning's, besides `metrics.csv`.
         whole: the run that this one is a phase of; None for a run itself.
+        fast_resumes: steps at which it went on in `fast` mode, and what differed.
     """
 
     config: dict[str, Any]
@@ -86,6 +86,7 @@ class Run:
     board: Board
     loggers: list[Any] = field(default_factory=list)
     whole: Run | None = None
+    fast_resumes: list[dict[str, Any]] = field(default_factory=list)
 
     def tell(self, line: str) -> None:
         """Print a line without markup or colors."""
@@ -96,14 +97,14 @@ class Run:
         self.board.set_state(state if self.whole is None else f"{state} ({self.folder.name})", reason)
 
 
-def train(config: dict[str, Any], folder: Path, prepared: Prepared, *, resume: bool) -> dict[str, Any]:
+def train(config: dict[str, Any], folder: Path, prepared: Prepared, *, resume: ResumeMode | None) -> dict[str, Any]:
     """Score the base, train, score again, package, and report.
 
     Args:
         config: checked and resolved, plain containers.
-        folder: an existing folder; without a run in it, unless `resume`.
+        folder: an existing folder; without a run in it, unless one is resumed.
         prepared: facts, tokenizer and corpus; the corpus has been read.
-        resume: go on from the newest checkpoint in `folder`, from step 0 if there is none.
+        resume: how to go on from the newest checkpoint in `folder`, from step 0 if there is none; None for a new run.
 
     Returns:
         What `report.json` holds.
@@ -151,7 +152,7 @@ def _track_failure(run: Run, error: str) -> None:
         run.tell(f"W-OUT-01  this run is missing in training_metrics.csv: {second}")
 
 
-def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+def _train(run: Run, origin: dict[str, Any], *, resume: ResumeMode | None) -> dict[str, Any]:
     started = time.perf_counter()
     config, corpus = run.config, run.prepared.corpus
     if config["hardware"]["threads"]:
@@ -165,7 +166,7 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     if data.packing and not support.supported:
         run.tell(f"W-MOD-15  rows are padded instead of packed: {support.reason}")
         data.packing = False
-    found = _newest(run) if resume else None
+    found = _newest(run, resume)
     run.loggers = start_loggers(config, run.folder, step=found[0] if found else 0)
     before = _score_before(run, method, data)
     if not found:
@@ -193,6 +194,7 @@ def _train(run: Run, origin: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         "gain": _gain(run, after, since=cold_start.NAME if started_from else "before"),
         "train": _train_section(run, method, fitted.seconds),
         **validation_section(fitted.validation),
+        **({"fast_resumes": run.fast_resumes} if run.fast_resumes else {}),
         **({"cold_start": started_from["train"]} if started_from else {}),
         **({"rollouts": data.summary()} if isinstance(data, RolloutDataModule) else {}),
         "memory": fitted.memory,
@@ -230,7 +232,7 @@ def _score_before(run: Run, method: Method, data: NexusDataModule) -> dict[str, 
     return scores
 
 
-def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: ResumeMode | None) -> dict[str, Any]:
     """The supervised phase before reinforcement, if there is to be one; `scores` and `train` for the report.
 
     The policy's weights are those of its end, also in a run that is resumed long after it: the reference is made of
@@ -258,7 +260,7 @@ def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: boo
     run.tell(f"cold start: {corpus.describe()}")
     kept = folder / "result.json"
     if kept.exists():
-        last = _newest(phase)
+        last = _newest(phase, resume)
         if last is None:
             raise NexusError(
                 "E-RES-05",
@@ -270,7 +272,7 @@ def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: boo
         learner.load_trained(last[1])
         result: dict[str, Any] = json.loads(kept.read_text())
         return result
-    fitted = _fit(phase, learner, data, resume=resume, found=_newest(phase) if resume else None)
+    fitted = _fit(phase, learner, data, resume=resume, found=_newest(phase, resume))
     scoring = _score(phase, learner, data, cold_start.NAME)
     write_answers(folder / "answers.jsonl", scoring.answers)
     scores = plain_scores(scoring.scores)
@@ -307,12 +309,17 @@ def _score(run: Run, method: Method, data: NexusDataModule, when: str) -> Scorin
     return scoring
 
 
-def _newest(run: Run) -> tuple[int, Path] | None:
-    """The newest checkpoint that is whole, and of this very run."""
-    found = newest_whole(assemble.checkpoint_folder(run.config, run.folder), tell=run.tell)
-    if found is not None:
-        insist_on_identity(read_identity(found[1]), assemble.identity_of(run.config, run.prepared), run.folder)
-    return found
+def _newest(run: Run, mode: ResumeMode | None) -> tuple[int, Path] | None:
+    """The checkpoint that a resumed run goes on from."""
+    if mode is None:
+        return None
+    identity = assemble.identity_of(run.config, run.prepared)
+    folder = assemble.checkpoint_folder(run.config, run.folder)
+    found = find_checkpoint(folder, identity=identity, mode=mode, run=run.folder, tell=run.tell)
+    if found is None:
+        return None
+    step, path, run.fast_resumes = found
+    return step, path
 
 
 @dataclass(frozen=True)
@@ -324,11 +331,13 @@ class _Fitted:
     validation: Validation | None
 
 
-def _fit(run: Run, method: Method, data: NexusDataModule, *, resume: bool, found: tuple[int, Path] | None) -> _Fitted:
+def _fit(
+    run: Run, method: Method, data: NexusDataModule, *, resume: ResumeMode | None, found: tuple[int, Path] | None
+) -> _Fitted:
     """Train, from a checkpoint if there is one to resume."""
     config, folder, corpus = run.config, run.folder, run.prepared.corpus
     desk = Desk(board=run.board, flags=FLAGS)
-    callbacks = assemble.make_callbacks(config, folder, run.prepared, desk=desk)
+    callbacks = assemble.make_callbacks(config, folder, run.prepared, desk=desk, fast_resumes=run.fast_resumes)
     # Without the callback that serves them, requests to stop must not wait for it.
     serving = FLAGS.served() if any(isinstance(one, RunControl) for one in callbacks) else contextlib.nullcontext()
     trainer = assemble.make_trainer(config, folder, callbacks, corpus.num_steps, run.loggers)

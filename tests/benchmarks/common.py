@@ -145,7 +145,7 @@ def fit_nexus(
     data = make_data(method)
     method.train()
     desk = Desk(board=Board(folder), flags=Flags())
-    callbacks = assemble.make_callbacks(settings, folder, prepared, desk=desk)
+    callbacks = assemble.make_callbacks(settings, folder, prepared, desk=desk, fast_resumes=[])
     trainer = assemble.make_trainer(settings, folder, [*callbacks, Watch()], steps)
     trainer.fit(method, datamodule=data)
     return losses

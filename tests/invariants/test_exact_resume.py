@@ -14,9 +14,6 @@ import pytest
 import torch
 
 from nexus.callbacks.checkpoint import newest_whole
-from nexus.config.check import resume_identity
-from nexus.errors import NexusError
-from nexus.models.saved_state import insist_on_identity
 from tests import runs, small
 
 STEPS = 6
@@ -57,20 +54,3 @@ def test_what_is_drawn_matters(tmp_path: Path) -> None:
     method.seed += 1  # the weights are made already
     small.make_trainer(tmp_path / "b", max_steps=2).fit(method, datamodule=data)
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), method.parameters(), strict=True))
-
-
-def test_other_settings_and_rows_are_listed_and_refused(tmp_path: Path) -> None:
-    config = {
-        "seed": 1, "method": {"lr": 1e-3, "betas": [0.9, 0.95]}, "paths": {"output_dir": "a"},
-        "callbacks": {"checkpoint": {"keep": 2}}, "data": {"train": ["x"], "max_seq_len": 64, "num_proc": 1},
-    }  # fmt: skip
-    saved = resume_identity(config) | {"data_sha256": "11"}
-    assert sorted(saved) == ["data.max_seq_len", "data_sha256", "method.betas", "method.lr", "seed"]
-    insist_on_identity(saved, dict(saved), tmp_path)
-    other = resume_identity(config | {"seed": 2, "method": {"lr": 2e-3, "betas": [0.9, 0.95], "new": None}})
-    with pytest.raises(NexusError) as caught:
-        insist_on_identity(saved, other | {"data_sha256": "22"}, tmp_path)
-    assert caught.value.code == "E-RES-01"
-    assert [line.split(":")[0].strip() for line in caught.value.message.splitlines()[1:]] == [
-        "data_sha256", "method.lr", "method.new", "seed",
-    ]  # fmt: skip
