@@ -94,7 +94,7 @@ class Validation(Callback):
         if is_best:
             self.best = self.last
             self._protect(trainer)
-        pl_module.step_metrics |= {VALIDATION_LOSS: loss, "val/seconds": round(seconds, 3)}  # type: ignore[operator,assignment]
+        pl_module.step_metrics |= {VALIDATION_LOSS: loss, "val/seconds": round(seconds, 3)}  # type: ignore[operator]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MetricsCsv):
                 callback.skip_seconds(seconds)  # its speed is that of training
@@ -112,7 +112,7 @@ class Validation(Callback):
         model: Any = pl_module.model
         was_training = model.training
         model.eval()
-        loss = self.loss_of(model, pl_module.within_limit(self._batches))  # type: ignore[operator,arg-type]
+        loss = self.loss_of(model, pl_module.within_limit(self._batches))  # type: ignore[operator]
         model.train(was_training)
         return loss
 

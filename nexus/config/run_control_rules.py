@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nexus.errors import Problem
 
 _THERMAL = "callbacks.thermal_pause"
+#: A setting, one that it must be below, and why.
+_HEAT_PAIRS = (
+    ("gpu_resume_at", "gpu_pause_at", "a pause ends at or below it"),
+    ("cpu_resume_at", "cpu_pause_at", "a pause ends at or below it"),
+    ("min_pause_seconds", "max_pause_seconds", "the shortest pause"),
+    ("seconds_between_polls", "unknown_after_seconds", "every reading would be too old"),
+)
+_POWER_PAIRS = (
+    ("resume_watts", "watts", "a rest ends at or below it"),
+    ("seconds_between_polls", "window_seconds", "the mean of a window needs readings in it"),
+)
 
 
 def run_control_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -22,7 +33,10 @@ def run_control_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     """
     thermal = config["callbacks"].get("thermal_pause")
     if thermal is not None:
-        yield from _heat_problems(thermal)
+        yield from _pairs_problems(_THERMAL, thermal, _HEAT_PAIRS)
+    power = config["callbacks"].get("power_budget")
+    if power is not None:
+        yield from _pairs_problems("callbacks.power_budget", power, _POWER_PAIRS)
     quiet = config["callbacks"].get("quiet_hours")
     if quiet is not None and {"begins", "ends"} <= quiet.keys():
         yield from _clock_problems(quiet)
@@ -82,18 +96,13 @@ def _clock_problems(quiet: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("E-CFG-02", f"{key}.ends", f"= {quiet['ends']!r} is when they begin", "another time")
 
 
-def _heat_problems(thermal: Mapping[str, Any]) -> Iterator[Problem]:
+def _pairs_problems(key: str, settings: Mapping[str, Any], pairs: Sequence[tuple[str, str, str]]) -> Iterator[Problem]:
     """`E-THM-02`: pauses that would never end, or never begin."""
-    pairs = [(f"{chip}_resume_at", f"{chip}_pause_at", "a pause ends at or below it") for chip in ("gpu", "cpu")]
-    pairs += [
-        ("min_pause_seconds", "max_pause_seconds", "the shortest pause"),
-        ("seconds_between_polls", "unknown_after_seconds", "every reading would be too old"),
-    ]
     for low, high, why in pairs:
-        if low in thermal and high in thermal and thermal[low] >= thermal[high]:
+        if low in settings and high in settings and settings[low] >= settings[high]:
             yield Problem(
                 "E-THM-02",
-                f"{_THERMAL}.{low}",
-                f"= {thermal[low]:g} is not below {high}={thermal[high]:g}: {why}",
-                f"a lower value, or a higher {_THERMAL}.{high}",
+                f"{key}.{low}",
+                f"= {settings[low]:g} is not below {high}={settings[high]:g}: {why}",
+                f"a lower value, or a higher {key}.{high}",
             )

@@ -434,4 +434,5 @@ NODE_SETTINGS: dict[str, Any] = {
     "unknown_after_seconds": Positive,
     "stuck_after_seconds": Positive,
     "on_unknown": Literal["train", "pause", "stop"],
+    **dict.fromkeys(("watts", "resume_watts", "window_seconds"), Positive),
 }

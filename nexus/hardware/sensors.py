@@ -1,4 +1,4 @@
-"""Temperatures of GPU and processor, read off the training thread; a sensor that fails says so and never 0 degrees."""
+"""Temperatures and power, read off the training thread; a sensor that fails says so and never 0 degrees."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _PROCESSOR_DRIVERS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 
 
 class Sensor(Protocol):
-    """Something that knows a temperature."""
+    """Something that knows a temperature, or a power."""
 
     def read(self) -> float | None:
-        """Degrees Celsius now; None if the sensor does not answer."""
+        """Degrees Celsius or watts now; None if the sensor does not answer."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A temperature and when it was taken.
+    """A value and when it was taken.
 
     Attributes:
-        celsius: None if the sensor did not answer.
+        value: degrees Celsius or watts; None if the sensor did not answer.
         at: seconds on the monotonic clock.
     """
 
-    celsius: float | None
+    value: float | None
     at: float
 
 
@@ -58,6 +58,17 @@ class NvmlSensor:
         try:
             return float(self._nvml.nvmlDeviceGetTemperature(self._handle, self._nvml.NVML_TEMPERATURE_GPU))
         except self._nvml.NVMLError:  # under WSL some calls fail with codes of their own; all mean: not known
+            return None
+
+
+class NvmlPower(NvmlSensor):
+    """What an NVIDIA card draws, by the driver's own library."""
+
+    def read(self) -> float | None:
+        """Watts of the whole card, as the driver measures them."""
+        try:
+            return float(self._nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1000  # it counts in thousandths
+        except self._nvml.NVMLError:  # some laptops and virtual cards do not tell
             return None
 
 
@@ -125,6 +136,24 @@ def find_sensors(cuda_uuid: str | None, *, hwmon: Path = Path("/sys/class/hwmon"
     return {name: sensor for name, sensor in found.items() if sensor.read() is not None}
 
 
+def find_power(cuda_uuid: str | None) -> Sensor | None:
+    """What tells the power of the card that trains.
+
+    Args:
+        cuda_uuid: the card, as the driver calls it (`GPU-...`); None if none does.
+
+    Returns:
+        None where nothing answers.
+    """
+    if cuda_uuid is None or importlib.util.find_spec("pynvml") is None:
+        return None
+    pynvml = importlib.import_module("pynvml")
+    with contextlib.suppress(pynvml.NVMLError):  # no driver library, or a card that it does not know
+        sensor = NvmlPower(cuda_uuid)
+        return sensor if sensor.read() is not None else None
+    return None
+
+
 class Poller:
     """A thread that reads sensors; a driver call that hangs holds up nobody else.
 
@@ -161,10 +190,10 @@ class Poller:
     def _round(self) -> None:
         for name, sensor in self.sensors.items():
             try:
-                celsius = sensor.read()
+                value = sensor.read()
             except Exception as error:  # a driver's own kinds; the thread must live on, or readings end without a word
-                celsius = None
+                value = None
                 if name not in self._broken:
                     log.warning("W-THM-03  the sensor of the %s fails: %r", name, error)
                 self._broken.add(name)
-            self.readings[name] = Reading(celsius, time.monotonic())
+            self.readings[name] = Reading(value, time.monotonic())

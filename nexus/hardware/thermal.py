@@ -87,7 +87,7 @@ def advance(heat: Heat, limits: HeatLimits, reading: Reading, now: float) -> Hea
     """
     if heat.verdict is Verdict.STOP:
         return heat
-    value = reading.celsius
+    value = reading.value
     possible = value is not None and math.isfinite(value) and _COLDEST < value < _HOTTEST
     fresh = possible and now - reading.at <= limits.unknown_after
     if fresh and value != heat.celsius:

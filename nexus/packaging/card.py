@@ -45,7 +45,6 @@ def model_card(
     Returns:
         The card's text.
     """
-    auto_class = "AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM"
     return f"""---
 library_name: transformers
 base_model: {base_name}
@@ -81,13 +80,18 @@ SHA-256 of the training tokens: `{data_sha256}`
 
 ## Use
 
-```python
+{_usage("AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM")}
+"""
+
+
+def _usage(auto_class: str) -> str:
+    """How the folder is loaded."""
+    return f"""```python
 from transformers import {auto_class}, AutoTokenizer
 
 model = {auto_class}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-"""
+```"""
 
 
 def _chosen_step(validation: Mapping[str, Any] | None, last_step: int) -> str:

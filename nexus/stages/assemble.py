@@ -22,7 +22,7 @@ from nexus.errors import ConfigError
 from nexus.evaluation.held_out import held_out_loss
 from nexus.hardware.memory_plan import GIB, MemoryPlan
 from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
-from nexus.hardware.sensors import Sensor, find_sensors
+from nexus.hardware.sensors import Sensor, find_power, find_sensors
 from nexus.hardware.usage import memory_in_use_bytes
 from nexus.methods.base import Method
 from nexus.methods.ppo import PPO
@@ -230,6 +230,7 @@ def make_callbacks(
         "thermal_pause": {"desk": desk, "find_sensors": functools.partial(_sensors, config)},
         "cooldown": {"desk": desk},
         "hang_watch": {"desk": desk},
+        "power_budget": {"desk": desk, "find_power": lambda: find_power(_card_uuid(config))},
         "quiet_hours": {"desk": desk, "now": minute_of_day},
     }
     nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
@@ -249,9 +250,13 @@ def identity_of(config: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
 
 def _sensors(config: dict[str, Any]) -> dict[str, Sensor]:
     """Sensors of the processor, and of the card that trains."""
+    return find_sensors(_card_uuid(config))
+
+
+def _card_uuid(config: dict[str, Any]) -> str | None:
+    """The card that trains, as its driver calls it."""
     device = device_of(config)[0]
-    on_card = device.kind == "cuda"
-    return find_sensors(f"GPU-{torch.cuda.get_device_properties(device.index).uuid}" if on_card else None)
+    return f"GPU-{torch.cuda.get_device_properties(device.index).uuid}" if device.kind == "cuda" else None
 
 
 def device_plan(config: dict[str, Any], prepared: Prepared) -> MemoryPlan:

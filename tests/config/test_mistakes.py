@@ -79,6 +79,7 @@ MISTAKES: list[tuple[list[str], str, int, list[str]]] = [
     ([TOOLS, "callbacks.validation.restore_best=true"], "E-CFG-03", 64, ["callbacks.validation.enabled=true"]),
     ([TOOLS, *BEST, "callbacks.checkpoint=null"], "E-CFG-03", 64, ["callbacks.checkpoint"]),
     ([TOOLS, *BEST, "base_model.rope.type=dynamic", "base_model.rope.factor=2"], "E-CFG-03", 64, ["rope.type=yarn"]),
+    ([TOOLS, "callbacks.power_budget.resume_watts=250"], "E-THM-02", 64, ["power_budget.watts"]),
     ([TOOLS, "callbacks.validation.max_rows=0"], "E-CFG-02", 64, ["max_rows"]),
     # capabilities that cannot be had
     (["+capability=omni"], "E-CAP-01", 64, ["planned", "cot, reasoning, thinking, tools"]),

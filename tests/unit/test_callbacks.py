@@ -29,6 +29,7 @@ from nexus.callbacks.hang_watch import HangWatch
 from nexus.callbacks.hold import Desk
 from nexus.callbacks.memory_probe import MemoryProbe
 from nexus.callbacks.metrics_csv import COLUMNS, MetricsCsv, read_metrics
+from nexus.callbacks.power_budget import PowerBudget
 from nexus.callbacks.progress import TrainingProgress
 from nexus.callbacks.quiet_hours import QuietHours
 from nexus.callbacks.run_control import RunControl
@@ -125,6 +126,14 @@ def make_quiet_hours(folder: Path, **changes: Any) -> QuietHours:
     return QuietHours(**(given | changes))
 
 
+def make_power_budget(folder: Path, **changes: Any) -> PowerBudget:
+    given: dict[str, Any] = {
+        "enabled": True, "watts": 100.0, "resume_watts": 90.0, "window_seconds": 20.0, "seconds_between_polls": 1.0,
+        "max_pause_seconds": 5.0, "find_power": Steady, "desk": make_desk(folder),
+    }  # fmt: skip
+    return PowerBudget(**(given | changes))
+
+
 def make_validation(folder: Path, **changes: Any) -> Validation:
     return small.make_validation(folder, **({"every_n_steps": 2} | changes))
 
@@ -141,6 +150,7 @@ MAKERS: dict[type[Callback], Callable[..., Callback]] = {
     HangWatch: make_hang_watch,
     QuietHours: make_quiet_hours,
     Validation: make_validation,
+    PowerBudget: make_power_budget,
 }
 every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=[kind.__name__ for kind in MAKERS])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nexus.models.saved_state import TENSORS_NAME, folder_name, read_state
 from nexus.packaging.card import model_card
 from nexus.stages.best import restore_best, validation_section
 from nexus.stages.report import plot_loss
-from tests import runs, small
+from tests import faults, runs, small
 from tests.unit.test_report import CARD
 
 STEPS = 6
@@ -78,6 +79,38 @@ def test_stopped_and_resumed_it_knows_the_best_and_ends_with_the_same_weights(tm
     assert 0 < later.seconds_here < later.seconds
     for folder in ("whole", "parts"):
         assert_same_training(tmp_path / folder, tmp_path / "without")
+
+
+def test_killed_while_it_measures(tmp_path: Path) -> None:
+    """The second measurement never ends; the run goes on from the checkpoint of the step before."""
+    runs.train("lora", tmp_path / "without", steps=STEPS, ambient=1)
+    folder, calls = tmp_path / "killed", iter(range(9))
+
+    def loss_of(model: Any, batches: Any) -> float:
+        if next(calls) == 1:
+            faults.die()
+        return 1.0
+
+    def work() -> None:
+        validation = small.make_validation(tmp_path, loss_of=loss_of)
+        runs.train("lora", folder, steps=STEPS, ambient=2, callbacks=(validation,), every_n_steps=1)
+
+    assert faults.end_of(faults.in_a_child(work)) == -signal.SIGKILL
+    step, path = newest(folder)
+    assert step == 3
+    again = small.make_validation(tmp_path)
+    runs.train("lora", folder, steps=STEPS, ambient=3, resume=path, callbacks=(again,))
+    assert (again.count, again.last is not None and again.last[0]) == (3, STEPS)
+    assert_same_training(folder, tmp_path / "without")
+
+
+def test_a_run_whose_training_is_over_still_knows_the_best(tmp_path: Path) -> None:
+    first = scripted(tmp_path)
+    runs.train("sft", tmp_path, steps=STEPS, ambient=1, callbacks=(first,))
+    later = scripted(tmp_path)
+    runs.train("sft", tmp_path, steps=STEPS, ambient=2, resume=newest(tmp_path)[1], callbacks=(later,))
+    assert later.summary() == first.summary()
+    assert later.seconds_here == 0
 
 
 def test_the_loss_is_that_of_torch_over_the_rows(tmp_path: Path) -> None:
