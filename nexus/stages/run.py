@@ -260,7 +260,7 @@ def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: Res
     run.tell(f"cold start: {corpus.describe()}")
     kept = folder / "result.json"
     if kept.exists():
-        last = _newest(phase, resume)
+        last = _newest(phase, "fast")  # it is over: only its weights are taken, wherever it was computed
         if last is None:
             raise NexusError(
                 "E-RES-05",
