@@ -5,7 +5,6 @@ from __future__ import annotations
 import nexus.signals  # noqa: F401  before anything else: until it is loaded, a signal ends the process
 
 # isort: split
-import json
 import os
 import sys
 from dataclasses import replace
@@ -60,8 +59,10 @@ def train(job: Job) -> Path | None:
 
 def finished(folder: Path) -> bool:
     """True, and said so, if the run in `folder` has nothing left to do."""
+    from nexus.storage.run_folder import read_kept
+
     report = folder / "report.json"
-    if not report.is_file() or json.loads(report.read_text())["status"] != "finished":
+    if not report.is_file() or read_kept(report).get("status") != "finished":
         return False
     print(f"the run is finished; its report is {report}")
     return True

@@ -109,7 +109,8 @@ def newest_whole(folder: Path, *, tell: Callable[[str], None]) -> tuple[int, Pat
         (step, path), or None if the run has not reached its first checkpoint.
 
     Raises:
-        NexusError: `E-RES-05` if there are checkpoints and all of them are damaged.
+        NexusError: `E-RES-05` if there are checkpoints and all of them are damaged, `E-RES-06` if a newer Nexus wrote
+            the newest one.
     """
     if not folder.is_dir():
         return None
@@ -118,6 +119,8 @@ def newest_whole(folder: Path, *, tell: Callable[[str], None]) -> tuple[int, Pat
         try:
             verify_state(path)
         except NexusError as error:
+            if error.code != "E-RES-04":
+                raise
             bad = _free_name(path)
             path.rename(bad)
             tell(f"W-RES-04  {error.message}; it is now {bad.name}, an older one is tried")

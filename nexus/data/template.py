@@ -351,7 +351,12 @@ def _render(
             special_tokens=tokenizer.special_tokens_map,
         )
     except SecurityError as error:
-        raise NexusError("E-SEC-03", f"the chat template tries to escape its sandbox: {error}") from error
+        raise NexusError(
+            "E-SEC-03",
+            f"the chat template tries to escape its sandbox: {error}",
+            where=example.id,
+            remedy="do not use this tokenizer, or set base_model.chat_template to a template that you trust",
+        ) from error
     except TemplateSyntaxError as error:
         raise NexusError(
             "E-TOK-06",

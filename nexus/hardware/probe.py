@@ -165,6 +165,25 @@ def choose_device(devices: tuple[Device, ...], *, accelerator: str) -> Device:
     )
 
 
+def other_gpus(devices: tuple[Device, ...], chosen: Device) -> str | None:
+    """What to tell somebody whose run leaves GPUs of this machine idle.
+
+    Args:
+        devices: the result of `probe_devices`.
+        chosen: the one that computes.
+
+    Returns:
+        A line `W-DEV-03  ...`; None if there is no other GPU, or the processor was chosen.
+    """
+    gpus = [device for device in devices if device.kind == "cuda"]
+    if chosen.kind != "cuda" or len(gpus) < 2:
+        return None
+    return (
+        f"W-DEV-03  hardware: {len(gpus)} GPUs are visible and one is used, {chosen.label}; "
+        "CUDA_VISIBLE_DEVICES=N chooses another"
+    )
+
+
 def choose_precision(device: Device, *, precision: str) -> str:
     """The number format that a setting means on a device.
 

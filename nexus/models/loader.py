@@ -34,6 +34,7 @@ from nexus.models.published import refuse_missing_reader
 from nexus.models.quantized import bits_and_bytes_config, keep_arithmetic
 from nexus.models.reward_facts import refuse_reward_model
 from nexus.models.rope import scale_positions
+from nexus.storage.manifest import insist_as_packed
 from nexus.types import ModelFacts
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,9 @@ def load_model(
         A `PreTrainedModel` in eval mode on the CPU (a quantized one on its device), whose head passed `probe_head`.
 
     Raises:
-        NexusError: `E-MOD-01` to `E-MOD-13`, `E-MOD-21`, `E-SEC-01`, `E-SEC-02`; `E-CFG-20` if both or neither of
-            `path` and `architecture` are given.
+        NexusError: `E-MOD-01` to `E-MOD-13`, `E-MOD-21`, `E-MOD-22`, `E-SEC-01`, `E-SEC-02`; `E-PKG-02`, `E-PKG-04`
+            or `E-PKG-07` for a package that has changed; `E-CFG-20` if both or neither of `path` and `architecture`
+            are given.
     """
     if (path is None) == (architecture is None):
         raise NexusError(
@@ -232,7 +234,7 @@ def stored_model(
     extra: Mapping[str, Any],
     kind: str = "AutoModelForCausalLM",
 ) -> Any:
-    """Read a folder's weights; nothing may be missing, misshapen or NaN.
+    """Read a folder's weights; nothing may be missing, misshapen, NaN, or other than it was packed.
 
     Args:
         folder: of the weights.
@@ -246,11 +248,14 @@ def stored_model(
         The `PreTrainedModel`.
 
     Raises:
-        NexusError: `E-MOD-05` to `E-MOD-08`, `E-MOD-10`.
+        NexusError: `E-MOD-05` to `E-MOD-08`, `E-MOD-10`, `E-MOD-22`; `E-PKG-02`, `E-PKG-04` or `E-PKG-07` for a
+            package that has changed.
     """
     import transformers
 
     tensors = read_tensors(folder)  # all header errors come before the weights are read
+    _refuse_hidden_adapter(folder)
+    insist_as_packed(folder)
     if extra:
         _refuse_stored_nan(folder, tensors)
     # a missing tensor would be drawn at random before it is refused: keep the caller's RNG out of it
@@ -285,6 +290,16 @@ def stored_model(
         )
     _refuse_nan(model, folder)
     return model
+
+
+def _refuse_hidden_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise NexusError(
+            "E-MOD-22",
+            "beside the weights lies an adapter, which transformers would put on unasked",
+            where=str(folder / "adapter_config.json"),
+            remedy="move the adapter to a folder of its own, or merge it and save the merged model",
+        )
 
 
 def _refuse_nan(model: nn.Module, folder: Path) -> None:

@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from nexus.errors import NexusError
 from nexus.storage.atomic import atomic_folder, write_text
-from nexus.storage.manifest import MANIFEST_NAME, SCHEMA, read_manifest, verify_manifest, write_manifest
+from nexus.storage.manifest import MANIFEST_NAME, NEWER, SCHEMA, read_manifest, verify_manifest, write_manifest
 
 TENSORS_NAME = "tensors.safetensors"
 STATE_NAME = "state.json"
 #: Key of a JSON object that stands for something else.
 _MARK = "__nexus__"
+#: What stands in the manifest of a state, and what it names.
+_ENTRIES = {"schema", "sha256", "excluded", "files"}
+_FILES = {TENSORS_NAME, STATE_NAME}
 
 
 def folder_name(step: int) -> str:
@@ -66,11 +69,15 @@ def read_state(folder: Path) -> dict[str, Any]:
         What was written, tuples and dictionary keys included.
 
     Raises:
-        NexusError: `E-RES-04` if one bit of it differs from what was written.
+        NexusError: `E-RES-04` if one bit of it differs from what was written, or if its hashes are right and it is no
+            state; `E-RES-06` if a newer Nexus wrote it.
     """
     verify_state(folder)
-    tensors = load_file(folder / TENSORS_NAME)
-    state: dict[str, Any] = _restored(json.loads((folder / STATE_NAME).read_text(encoding="utf-8")), tensors)
+    try:
+        tensors = load_file(folder / TENSORS_NAME)
+        state: dict[str, Any] = _restored(json.loads((folder / STATE_NAME).read_text(encoding="utf-8")), tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(f"this is not what a run wrote ({type(error).__name__}: {error})", folder) from error
     return state
 
 
@@ -81,27 +88,44 @@ def verify_state(folder: Path) -> None:
         folder: as `write_state` left it.
 
     Raises:
-        NexusError: `E-RES-04` with what differs.
+        NexusError: `E-RES-04` with what differs; `E-RES-06` if a newer Nexus wrote it.
     """
     try:
         verify_manifest(folder)
         content = read_manifest(folder)
         # What the hashes do not cover: the manifest's form and its list of exceptions.
-        if content.keys() != {"schema", "sha256", "excluded", "files"} or content["schema"] != SCHEMA:
+        if content.keys() != _ENTRIES or content["schema"] != SCHEMA:
             raise NexusError("E-PKG-02", "the manifest is damaged: its entries", where=str(folder / MANIFEST_NAME))
-        if content["excluded"] or content["files"].keys() != {TENSORS_NAME, STATE_NAME}:
+        if content["excluded"] or content["files"].keys() != _FILES:
             raise NexusError("E-PKG-02", "the manifest is damaged: its files", where=str(folder / MANIFEST_NAME))
         step = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
         if folder.name != folder_name(step):
             raise NexusError("E-PKG-04", f"it holds the state of step {step}", where=str(folder))
-    except (NexusError, OSError) as error:
+    except (NexusError, OSError, ValueError, KeyError, TypeError) as error:
         message = error.message if isinstance(error, NexusError) else str(error)
-        raise NexusError(
-            "E-RES-04",
-            f"the checkpoint is damaged: {message}",
-            where=str(folder),
-            remedy="resume=RUN goes on from the newest one that is whole",
-        ) from error
+        if isinstance(error, NexusError) and error.code == NEWER and not _differs_in_its_number_only(folder):
+            raise NexusError(
+                "E-RES-06",
+                f"a newer Nexus wrote the checkpoint: {message}",
+                where=str(folder),
+                remedy="update Nexus; the checkpoint was left as it is",
+            ) from error
+        raise _damaged(message, folder) from error
+
+
+def _differs_in_its_number_only(folder: Path) -> bool:
+    """True if a manifest of a newer form has the entries of this one: a new form has others, so a bit has flipped."""
+    content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    return content.keys() == _ENTRIES and content["files"].keys() == _FILES
+
+
+def _damaged(message: str, folder: Path) -> NexusError:
+    return NexusError(
+        "E-RES-04",
+        f"the checkpoint is damaged: {message}",
+        where=str(folder),
+        remedy="resume=RUN goes on from the newest one that is whole",
+    )
 
 
 def read_origin(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

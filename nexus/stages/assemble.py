@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nexus.data.template import encode_prompts
 from nexus.errors import ConfigError
 from nexus.evaluation.held_out import held_out_loss
 from nexus.hardware.memory_plan import GIB, MemoryPlan
-from nexus.hardware.probe import Device, choose_device, choose_precision, probe_devices, probe_host
+from nexus.hardware.probe import Device, choose_device, choose_precision, other_gpus, probe_devices, probe_host
 from nexus.hardware.sensors import Sensor, find_power, find_sensors
 from nexus.hardware.usage import memory_in_use_bytes
 from nexus.methods.base import Method
@@ -299,7 +300,11 @@ def insist_on_device(config: dict[str, Any], prepared: Prepared) -> None:
         ConfigError: `E-DEV-05`, `E-DEV-06`.
     """
     _insist_on_gpu(config)
-    if device_of(config)[0].kind == "cuda":
+    device = device_of(config)[0]
+    if device.kind == "cuda":
+        line = other_gpus(probe_devices(probe_host()), device)
+        if line is not None:
+            print(line, file=sys.stderr)
         overhead = int(config["hardware"]["overhead_gib"] * GIB)
         limit = device_limit(config) + overhead
         planning.insist_on_fit(config, device_plan(config, prepared), prepared.tensors, limit_bytes=limit)

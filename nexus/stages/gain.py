@@ -10,6 +10,7 @@ from typing import Any
 from nexus.evaluation.statistics import paired_bootstrap
 from nexus.evaluation.suites import SUITES, best_value
 from nexus.storage.atomic import write_text
+from nexus.storage.run_folder import edited
 
 Answers = Sequence[Mapping[str, Any]]
 
@@ -25,8 +26,13 @@ def write_answers(path: Path, answers: Answers) -> None:
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """What `write_answers` kept; nothing if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """What `write_answers` kept; nothing if there is no file, `E-RUN-03` if it is something else."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise edited(path, str(error)) from error
 
 
 def paired_gains(

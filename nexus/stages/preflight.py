@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nexus.config.folders import data_file
 from nexus.errors import Problem
 from nexus.models.reward_facts import reward_model_problems
 from nexus.rewards.registry import reward_problems
@@ -30,6 +31,7 @@ def train_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Problem]
     problems += [*reward_model_problems(config), *logger_problems(config)]
     if config["dry_run"] or config["resume"] is not None:
         return problems
+    problems += _among_rows(config)
     if config["run_dir"] is None:
         found = output_problem(Path(config["paths"]["output_dir"]), key="paths.output_dir")
         same = config["paths"]["metrics_dir"] == config["paths"]["output_dir"]
@@ -97,6 +99,19 @@ def generate_problems(config: dict[str, Any], raw: dict[str, Any]) -> list[Probl
         return [*problems, Problem("E-OUT-04", key, f"{str(folder)!r} exists already", "name a new folder")]
     found = output_problem(folder, key=key)
     return [*problems, found] if found is not None else problems
+
+
+def _among_rows(config: dict[str, Any]) -> Iterator[Problem]:
+    """`E-OUT-03`: a run whose tables and logs would be read as rows, by itself when it is resumed and by the next."""
+    key = "paths.output_dir" if config["run_dir"] is None else "run_dir"
+    target = Path(config["paths"]["output_dir"] if config["run_dir"] is None else config["run_dir"]).resolve()
+    for name in ("train", "validation"):
+        given = config["data"][name]
+        for source in [given] if isinstance(given, str) else given or []:
+            folder = data_file(source, config["paths"]["data_dir"]).resolve()
+            if folder.is_dir() and target.is_relative_to(folder):
+                what = f"{str(target)!r} lies inside the folder of rows data.{name}={source}"
+                yield Problem("E-OUT-03", key, what, f"name a folder outside of it with {key}=PATH, or name the files")
 
 
 def _file_problems(name: str | None, key: str) -> list[Problem]:

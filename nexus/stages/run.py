@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import math
 import signal
@@ -51,7 +50,7 @@ from nexus.stages.watch import watched
 from nexus.storage.atomic import remove_leftovers, write_json, write_text
 from nexus.storage.locks import RunLock
 from nexus.storage.redaction import redact
-from nexus.storage.run_folder import discard_empty, resume_word
+from nexus.storage.run_folder import discard_empty, read_kept, resume_word
 from nexus.storage.run_status import STATUS_NAME, Board
 
 _PROBE_TOKENS = 32
@@ -220,8 +219,7 @@ def _score_before(run: Run, method: Method, data: NexusDataModule) -> dict[str, 
     """Scores of the base; a resumed run has them already."""
     stored = run.folder / "scores_before.json"
     if stored.exists():
-        kept: dict[str, Any] = json.loads(stored.read_text())
-        return kept
+        return read_kept(stored)
     if not run.config["evaluation"]["before"]:
         return {}
     run.status("scoring the base")
@@ -270,14 +268,13 @@ def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: Res
                 status=65,
             )
         learner.load_trained(last[1])
-        result: dict[str, Any] = json.loads(kept.read_text())
-        return result
+        return read_kept(kept)
     fitted = _fit(phase, learner, data, resume=resume, found=_newest(phase, resume))
     scoring = _score(phase, learner, data, cold_start.NAME)
     write_answers(folder / "answers.jsonl", scoring.answers)
     scores = plain_scores(scoring.scores)
     log_scores(run.loggers, cold_start.NAME, scores, step=0)
-    result = {"scores": {cold_start.NAME: scores}, "train": _train_section(phase, learner, fitted.seconds)}
+    result: dict[str, Any] = {"scores": {cold_start.NAME: scores}, "train": _train_section(phase, learner, fitted.seconds)}
     write_json(kept, result)
     return result
 

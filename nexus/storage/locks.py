@@ -92,17 +92,31 @@ class RunLock:
             Itself, to read `abandoned`.
 
         Raises:
-            NexusError: E-RUN-01 when somebody else holds it.
+            NexusError: E-RUN-01 when somebody else holds it, E-OUT-01 when the folder cannot be written, E-OUT-07 when
+                its file system has no locks.
         """
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise NexusError(
+                "E-OUT-01",
+                f"the run folder cannot be written: {error.strerror}",
+                where=str(self.path.parent),
+                remedy="make it writable, or copy it to a place where it is",
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
             raise self._refusal() from error
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
-            raise
+            raise NexusError(
+                "E-OUT-07",
+                f"the file system of the run folder does not lock files: {error.strerror}",
+                where=str(self.path.parent),
+                remedy="copy the run folder to a local disk",
+            ) from error
         self.abandoned = read_holder(self.path.parent)
         holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), since=time.time())
         os.ftruncate(descriptor, 0)

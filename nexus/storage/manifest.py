@@ -16,6 +16,9 @@ MANIFEST_NAME = "manifest.json"
 #: The form of the manifest; a reader refuses a newer one.
 SCHEMA = 1
 
+#: Code of a manifest of a newer form.
+NEWER = "E-PKG-07"
+
 
 def file_sha256(path: Path) -> str:
     """Hash of one file.
@@ -113,7 +116,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         The manifest's content.
 
     Raises:
-        NexusError: E-PKG-01 when there is none; E-PKG-02 when it is damaged or of a newer form.
+        NexusError: E-PKG-01 when there is none; E-PKG-02 when it is damaged; E-PKG-07 when it is of a newer form.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -126,7 +129,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("not an object")
         if content["schema"] > SCHEMA:
             raise NexusError(
-                "E-PKG-02",
+                NEWER,
                 f"the manifest has form {content['schema']}, this Nexus reads up to {SCHEMA}",
                 where=str(path),
                 remedy="update Nexus",
@@ -155,27 +158,70 @@ def verify_manifest(folder: Path) -> str:
         The combined hash.
 
     Raises:
-        NexusError: E-PKG-01, E-PKG-02 as `read_manifest`; E-PKG-04 a file differs; E-PKG-05 a file that the manifest
-            does not name; E-PKG-06 a file is missing; E-SEC-10 a name that leaves the folder.
+        NexusError: E-PKG-01, E-PKG-02, E-PKG-07 as `read_manifest`; E-PKG-04 a file differs; E-PKG-05 a file that the
+            manifest does not name; E-PKG-06 a file is missing; E-SEC-10 a name that leaves the folder.
     """
     content = read_manifest(folder)
     for name, entry in content["files"].items():
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise NexusError("E-SEC-10", f"the manifest names {name!r}, outside its folder", where=str(folder))
-        path = folder / name
+        path = _inside(folder, name)
         if not path.is_file():
             raise _damaged("E-PKG-06", "a file of the package is missing", path)
-        size = path.stat().st_size
-        if size != entry["size"]:
-            raise _damaged("E-PKG-04", f"the file has {size} bytes, the manifest says {entry['size']}", path)
-        digest = file_sha256(path)
-        if digest != entry["sha256"]:
-            raise _damaged("E-PKG-04", f"the file has sha256 {digest}, the manifest says {entry['sha256']}", path)
+        _insist_on_hash(path, entry)
     unknown = folder_files(folder, exclude=content["excluded"]).keys() - content["files"].keys()
     if unknown:
         raise _damaged("E-PKG-05", "the manifest does not name this file", folder / min(unknown))
     return str(content["sha256"])
+
+
+def insist_as_packed(folder: Path) -> None:
+    """Refuse a package of which a file has changed since it was packed; formats like safetensors hold no checksum.
+
+    Files that came later, and the card, may be anything; whether one that is gone is needed is its reader's to say.
+
+    Args:
+        folder: of a model; without a manifest of ours it is no package, and nothing is read.
+
+    Raises:
+        NexusError: E-PKG-02 when the manifest is damaged, E-PKG-07 when it is of a newer form, E-PKG-04 when a file
+            differs, E-SEC-10 for a name that leaves the folder.
+    """
+    if not (folder / MANIFEST_NAME).is_file() or _is_foreign(folder / MANIFEST_NAME):
+        return
+    for name, entry in read_manifest(folder)["files"].items():
+        path = _inside(folder, name)
+        if path.is_file():
+            _insist_on_hash(path, entry)
+
+
+def _is_foreign(manifest: Path) -> bool:
+    """True if other software wrote the file: none of our entries stands in it."""
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return not isinstance(content, dict) or not {"schema", "sha256", "files"} & content.keys()
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file of that name; E-SEC-10 if it would lie elsewhere."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise NexusError(
+            "E-SEC-10",
+            f"the manifest names {name!r}, outside its folder",
+            where=str(folder),
+            remedy="do not use this folder; copy or download it again",
+        )
+    return folder / name
+
+
+def _insist_on_hash(path: Path, entry: Mapping[str, Any]) -> None:
+    size = path.stat().st_size
+    if size != entry["size"]:
+        raise _damaged("E-PKG-04", f"the file has {size} bytes, the manifest says {entry['size']}", path)
+    digest = file_sha256(path)
+    if digest != entry["sha256"]:
+        raise _damaged("E-PKG-04", f"the file has sha256 {digest}, the manifest says {entry['sha256']}", path)
 
 
 def _damaged(code: str, message: str, path: Path) -> NexusError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import re
 import shlex
@@ -9,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from nexus.errors import NexusError, Problem
 from nexus.storage.atomic import TEMPORARY_PREFIX, sync_path
@@ -41,7 +44,8 @@ def output_problem(path: Path, *, key: str) -> Problem | None:
         key: dotted key of the setting that named it, for the message.
 
     Returns:
-        E-OUT-01 when it cannot be written, E-OUT-03 when a file is in the way, else None.
+        E-OUT-01 when it cannot be written, E-OUT-03 when a file is in the way, E-OUT-07 when the file system lacks
+        what checkpoints that survive a kill need, else None.
     """
     existing = path
     try:
@@ -53,15 +57,33 @@ def output_problem(path: Path, *, key: str) -> Problem | None:
         return Problem("E-OUT-03", key, f"{str(existing)!r} is not a folder", "name a folder that is not a file")
     # Asked by doing: permission bits say nothing about read-only mounts, quotas and network file systems.
     probe = existing / f"{TEMPORARY_PREFIX}probe-{os.getpid()}"
+    renamed = probe.with_name(f"{probe.name}-renamed")
     try:
+        probe.write_bytes(b"probe")
         try:
-            probe.write_bytes(b"probe")
+            with probe.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             sync_path(probe)
+            os.replace(probe, renamed)
+            sync_path(existing)
+        except OSError as error:
+            return _unsafe(existing, error, key)
         finally:
-            probe.unlink(missing_ok=True)
+            for name in (probe, renamed):
+                name.unlink(missing_ok=True)
     except OSError as error:
         return _unwritable(existing, error, key)
     return None
+
+
+def _unsafe(path: Path, error: OSError, key: str) -> Problem:
+    return Problem(
+        "E-OUT-07",
+        key,
+        f"the file system under {str(path)!r} does not lock, flush and rename files ({error.strerror}), so that a "
+        "checkpoint could be lost",
+        f"choose a folder on a local disk with {key}=PATH or NEXUS_OUTPUT_DIR",
+    )
 
 
 def _unwritable(path: Path, error: OSError, key: str) -> Problem:
@@ -167,6 +189,46 @@ def free_space_problem(path: Path, *, needed_bytes: int, key: str) -> Problem | 
         key,
         f"the run needs {needed_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free under {str(existing)!r}",
         f"free some space or choose another {key}",
+    )
+
+
+def read_kept(file: Path) -> dict[str, Any]:
+    """What a run wrote for itself as JSON.
+
+    Args:
+        file: an existing file of a run folder.
+
+    Returns:
+        Its content.
+
+    Raises:
+        NexusError: `E-RUN-03` if it is not what the run wrote.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise edited(file, str(error)) from error
+    if not isinstance(content, dict):
+        raise edited(file, f"it holds a {type(content).__name__}")
+    return content
+
+
+def edited(file: Path, why: str) -> NexusError:
+    """The error about a file of a run folder that is not as the run left it.
+
+    Args:
+        file: the file.
+        why: what is wrong with it.
+
+    Returns:
+        `E-RUN-03`.
+    """
+    return NexusError(
+        "E-RUN-03",
+        f"this is not what the run wrote: {why}",
+        where=str(file),
+        remedy="restore it from a copy, or remove it and resume the run, which then makes it again",
+        status=65,
     )
 
 

@@ -92,7 +92,11 @@ def read_status(folder: Path) -> dict[str, Any]:
         return {"state": status["state"], "reason": status["reason"], "pid": int(status["pid"]), **status}
     except (ValueError, KeyError, TypeError) as error:
         raise NexusError(
-            "E-RUN-03", f"this is not the status of a run: {error!r}", where=str(path), remedy="do not edit it by hand"
+            "E-RUN-03",
+            f"this is not the status of a run: {error!r}",
+            where=str(path),
+            remedy="do not edit it by hand",
+            status=65,
         ) from error
 
 

@@ -182,7 +182,7 @@ def test_what_is_no_reward_model(tmp_path: Path) -> None:
     with pytest.raises(NexusError) as refused:
         load_reward_model(path=str(assets), dtype="float32")
     assert refused.value.code == "E-MOD-19"
-    shutil.copytree(assets, tmp_path / "two")
+    shutil.copytree(assets, tmp_path / "two", ignore=shutil.ignore_patterns("manifest.json"))  # it is edited below
     config = json.loads((assets / "config.json").read_text())
     config["architectures"] = ["Qwen3ForSequenceClassification"]
     (tmp_path / "two" / "config.json").write_text(json.dumps(config))

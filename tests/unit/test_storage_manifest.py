@@ -71,7 +71,7 @@ def test_missing_longer_and_stray_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda content: content.update(schema=99), "E-PKG-02"),
+        (lambda content: content.update(schema=99), "E-PKG-07"),
         (lambda content: content["files"].pop("config.json"), "E-PKG-02"),
         (lambda content: content.update(sha256="0" * 64), "E-PKG-02"),
         (lambda content: content.pop("excluded"), "E-PKG-02"),
