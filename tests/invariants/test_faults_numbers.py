@@ -2,53 +2,101 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
-from nexus.callbacks.checkpoint import checkpoints
+from nexus.callbacks.checkpoint import StepCheckpoint, checkpoints
 from nexus.callbacks.metrics_csv import MetricsCsv, read_metrics
+from nexus.data.corpus import Corpus
 from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
 from nexus.methods.sft import SFT
 from nexus.models.saved_state import read_state
 from nexus.types import LossOutput, MicroBatch
-from tests import faults, small
+from tests import faults, runs, small
 
 pytestmark = pytest.mark.faults
 
-STEPS = 30
-BAD = faults.count(12, 100)
+STEPS = 60
+#: Each run meets every kind of bad number twice.
+RUNS = faults.count(1, 6)
+#: The guard's median over the norms of good steps has a window of three.
+FIRST = 6
+
+FACTORS = {"nan": math.nan, "inf": math.inf, "1e9": 1e9}
+KINDS = [f"{number} {place}" for number in FACTORS for place in ("loss", "gradient", "input")]
+#: Layers are normalized, so that a large input alone is no bad step.
+HARMLESS = "1e9 input"
 
 
 class Spoiled(SFT):
-    """Spoils the loss or the gradient of chosen steps (from 1), as a broken kernel or a broken row would."""
+    """Spoils loss, gradient or input of chosen steps (from 1), as a broken kernel or a broken row would."""
 
     spoil: dict[int, str]
 
     def loss(self, batch: MicroBatch) -> LossOutput:
+        number, _, place = self.spoil.get(self.trainer.global_step + 1, "").partition(" ")
+        factor = FACTORS.get(number, 1.0)
+        if place == "input":
+            hook = self.policy.get_input_embeddings().register_forward_hook(
+                lambda module, given, output: output * factor
+            )
+            try:
+                return super().loss(batch)
+            finally:
+                hook.remove()
         output = super().loss(batch)
-        kind = self.spoil.get(self.trainer.global_step + 1, "")
-        if kind == "nan loss":
-            return LossOutput(output.loss * math.nan, output.metrics)
-        if kind == "inf loss":
-            return LossOutput(output.loss + math.inf, output.metrics)
-        if kind:  # the loss stays as it is, its gradient does not
-            factor = {"nan gradient": math.nan, "inf gradient": math.inf, "exploding gradient": 1e9}[kind]
+        if place == "loss":
+            return LossOutput(output.loss * factor, output.metrics)
+        if place == "gradient":  # the loss stays as it is
             output.loss.register_hook(lambda gradient: gradient * factor)
         return output
 
 
-KINDS = ("nan loss", "inf loss", "nan gradient", "inf gradient", "exploding gradient")
+class SaveAt(Callback):
+    """Saves just behind chosen steps."""
+
+    def __init__(self, saver: StepCheckpoint, steps: Collection[int]) -> None:
+        self.saver = saver
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step in self.steps:
+            self.saver.save(trainer)
 
 
-def train(folder: Path, spoil: dict[int, str], *, steps: int = STEPS, resume: Path | None = None, **guard: Any) -> Any:
+@functools.cache
+def _rows() -> Corpus:
+    return small.make_corpus(small.make_tokenizer(), epochs=None, max_steps=STEPS)
+
+
+def train(
+    folder: Path,
+    spoil: dict[int, str],
+    *,
+    steps: int = STEPS,
+    save_at: Collection[int] | None = None,
+    resume: Path | None = None,
+    **guard: Any,
+) -> Any:
+    """Train with bad numbers at some steps; saves behind every step unless some are named.
+
+    Every checkpoint that is there in the end is read, and must be finite.
+    """
     chosen = {"spike_window": 3, "spike_factor": 50.0} | guard
-    method = small.make_method(Spoiled, guard=small.make_guard(**chosen), total_steps=STEPS, schedule="constant")
+    base = small.settings() | {"architecture": runs.ONE_LAYER}
+    method = small.make_method(
+        Spoiled, guard=small.make_guard(**chosen), total_steps=STEPS, schedule="constant", base_model=base
+    )
     method.spoil = spoil
     method.configure_model()
     method.train()
@@ -60,9 +108,11 @@ def train(folder: Path, spoil: dict[int, str], *, steps: int = STEPS, resume: Pa
             seen[trainer.global_step] = small.weights(pl_module)
 
     folder.mkdir(exist_ok=True)
-    callbacks = [Watch(every_n_steps=1000, path=str(folder / "metrics.csv")), small.make_saver(folder, every_n_steps=1)]
+    every = {"every_n_steps": 1} if save_at is None else {"every_n_steps": 10 * STEPS, "keep": STEPS}
+    saver = small.make_saver(folder, **every)
+    callbacks = [Watch(every_n_steps=1000, path=str(folder / "metrics.csv")), saver, SaveAt(saver, save_at or ())]
     trainer = small.make_trainer(folder, max_steps=steps, callbacks=callbacks)
-    data = NexusDataModule(small.make_corpus(small.make_tokenizer(), epochs=10))
+    data = NexusDataModule(_rows())
     try:
         trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     finally:
@@ -74,32 +124,35 @@ def train(folder: Path, spoil: dict[int, str], *, steps: int = STEPS, resume: Pa
     return method, seen
 
 
-@pytest.mark.parametrize("trial", range(BAD // 4))
+@pytest.mark.parametrize("trial", range(RUNS))
 def test_a_bad_step_changes_nothing_and_is_written_down(trial: int, tmp_path: Path) -> None:
     rng = random.Random(trial)
-    chosen = sorted(rng.sample(range(6, STEPS + 1), 4))  # after the window of the median has filled
-    spoil = {step: KINDS[(trial * 4 + index) % len(KINDS)] for index, step in enumerate(chosen)}
-    method, seen = train(tmp_path / "whole", spoil)
-    assert [entry["step"] for entry in method.guard.skipped] == chosen
-    for step, kind in spoil.items():
-        before, after = seen[step - 1], seen[step]
-        assert all(torch.equal(before[name], after[name]) for name in before), kind
-        assert any(not torch.equal(seen[step - 2][name], before[name]) for name in before) or step - 1 in spoil
+    chosen = sorted(rng.sample(range(FIRST, STEPS + 1), 2 * len(KINDS)))
+    spoil = dict(zip(chosen, rng.sample(KINDS * 2, len(chosen)), strict=True))
+    skipped = [step for step in chosen if spoil[step] != HARMLESS]
+    method, seen = train(tmp_path / "whole", spoil, save_at=chosen)
+    assert [step for step, _ in checkpoints(tmp_path / "whole" / "checkpoints")] == sorted({*chosen, STEPS})
+    assert [entry["step"] for entry in method.guard.skipped] == skipped
+    for step in range(2, STEPS + 1):
+        same = all(torch.equal(seen[step - 1][name], seen[step][name]) for name in seen[step])
+        assert same == (step in skipped), spoil.get(step)
+        assert all(value.isfinite().all() for value in seen[step].values())
     rows = {int(row["step"]): row for row in read_metrics(tmp_path / "whole" / "metrics.csv")}
-    assert [rows[step]["train/skipped_steps"] for step in chosen] == [1, 2, 3, 4]
-    assert all(p.isfinite().all() for p in method.parameters())
-    # resumed between the bad steps, the run skips the same ones and ends with the same weights
-    stop = chosen[1]
-    train(tmp_path / "parts", spoil, steps=stop)
-    again, _ = train(tmp_path / "parts", spoil, resume=checkpoints(tmp_path / "parts" / "checkpoints")[-1][1])
+    assert [rows[step]["train/skipped_steps"] for step in skipped] == list(range(1, len(skipped) + 1))
+    # resumed behind a bad step in the middle, the run skips the same ones and ends with the same weights
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / f"step={chosen[9]:08d}", tmp_path / f"step={chosen[9]:08d}")
+    again, _ = train(tmp_path / "parts", spoil, save_at=(), resume=tmp_path / f"step={chosen[9]:08d}")
     assert again.guard.skipped == method.guard.skipped
     for ours, theirs in zip(again.parameters(), method.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    print(f"P22: {len(spoil)} bad steps ({', '.join(spoil.values())}) skipped, noted, and skipped again after a resume")
+    print(
+        f"P22: {len(spoil)} bad steps (each twice: {', '.join(KINDS)}), {len(skipped)} of them skipped, noted, and "
+        "skipped again after a resume; every saved weight is finite"
+    )
 
 
 def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
-    spoil = dict.fromkeys(range(5, STEPS + 1), "nan loss") | {6: ""}
+    spoil = dict.fromkeys(range(5, 12), "nan loss") | {6: ""}
     with pytest.raises(NexusError) as caught:
         train(tmp_path, spoil, max_skipped_in_a_row=3)
     assert (caught.value.code, caught.value.status) == ("E-NUM-01", 65)
