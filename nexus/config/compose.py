@@ -7,13 +7,14 @@ folder, changes no directory and wraps no exception.
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -100,7 +101,7 @@ def run_hydra(
         refuse_known_bad()
         arguments = _parse(words)
         if arguments.help or arguments.delegate:
-            return _show(arguments, words, root)
+            return _show(arguments, words, root, redact)
         jobs = make_jobs(
             arguments.overrides, root, multirun=arguments.multirun, extra=extra, config_dir=arguments.config_dir
         )
@@ -179,16 +180,26 @@ def compose_config(root: str, words: Sequence[str]) -> Any:
         return compose(list(words))
 
 
-def _show(arguments: argparse.Namespace, words: Sequence[str], root: str) -> int:
+def _show(
+    arguments: argparse.Namespace,
+    words: Sequence[str],
+    root: str,
+    redact: Callable[[str, Sequence[str]], str] | None,
+) -> int:
     """`--help` and whatever else only shows something; a reader that stops early, such as `head`, is no error."""
     try:
-        if arguments.help:
-            print(help_text(root, arguments.overrides, arguments.config_dir), flush=True)
-            return 0
-        refused = override_problems(arguments.overrides, root, multirun=False)
-        if refused:
-            raise ConfigError([problem for _, problem in refused])
-        return _hand_to_hydra(words, root)
+        status = 0
+        with redirect_stdout(io.StringIO()) as shown:
+            if arguments.help:
+                print(help_text(root, arguments.overrides, arguments.config_dir))
+            else:
+                refused = override_problems(arguments.overrides, root, multirun=False)
+                if refused:
+                    raise ConfigError([problem for _, problem in refused])
+                status = _hand_to_hydra(words, root)
+        text = shown.getvalue()  # as any message: settings are shown as they were given, secrets too
+        print(redact(text, sys.argv[1:]) if redact else text, end="", flush=True)
+        return status
     except BrokenPipeError:
         discard_output()
         return 0

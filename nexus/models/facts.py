@@ -51,6 +51,15 @@ _EMBEDDINGS = (
 )
 
 
+#: Settings whose value may name code on the hub instead of an implementation.
+_KERNELS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """One entry of a safetensors header.
@@ -252,13 +261,15 @@ def refuse_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, wh
 
     def wants(value: Any) -> bool:
         if isinstance(value, Mapping):
-            return "auto_map" in value or bool(value.get("trust_remote_code", False)) or any(map(wants, value.values()))
+            foreign = "auto_map" in value or bool(value.get("trust_remote_code", False))
+            # the name of a repository in place of a kind of attention: its code would be loaded
+            return foreign or any("/" in str(value.get(key)) for key in _KERNELS) or any(map(wants, value.values()))
         return isinstance(value, list) and any(map(wants, value))
 
     if wants(config) and not trust_remote_code:
         raise NexusError(
             "E-SEC-02",
-            "the model wants to run Python code from its own folder",
+            "the model wants to run Python code from its own folder or a repository",
             where=where,
             remedy="choose a model whose type transformers knows; if you have read the code, set "
             "base_model.trust_remote_code=true and pin base_model.revision",

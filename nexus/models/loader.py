@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from nexus.errors import NexusError
@@ -38,6 +39,8 @@ from nexus.storage.manifest import insist_as_packed
 from nexus.types import ModelFacts
 
 log = logging.getLogger(__name__)
+#: What transformers raises for a config that it cannot use.
+_REFUSALS = (TypeError, ValueError, KeyError, AttributeError, ImportError, StrictDataclassError)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -145,7 +148,7 @@ def load_config(
         kind = raw.pop("model_type")
         try:
             return AutoConfig.for_model(kind, **raw)
-        except (TypeError, ValueError) as error:
+        except _REFUSALS as error:
             raise NexusError(
                 "E-MOD-02",
                 f"{kind} refuses the architecture: {error}",
@@ -163,7 +166,7 @@ def load_config(
         _check_type(raw["model_type"], where)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (TypeError, ValueError, KeyError) as error:
+    except _REFUSALS as error:
         raise NexusError(
             "E-MOD-02", f"transformers refuses the config: {error}", where=where, remedy="download it again"
         ) from error
@@ -248,8 +251,8 @@ def stored_model(
         The `PreTrainedModel`.
 
     Raises:
-        NexusError: `E-MOD-05` to `E-MOD-08`, `E-MOD-10`, `E-MOD-22`; `E-PKG-02`, `E-PKG-04` or `E-PKG-07` for a
-            package that has changed.
+        NexusError: `E-MOD-02`, `E-MOD-05` to `E-MOD-08`, `E-MOD-10`, `E-MOD-22`; `E-PKG-02`, `E-PKG-04` or
+            `E-PKG-07` for a package that has changed.
     """
     import transformers
 
@@ -260,17 +263,25 @@ def stored_model(
         _refuse_stored_nan(folder, tensors)
     # a missing tensor would be drawn at random before it is refused: keep the caller's RNG out of it
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        model, info = getattr(transformers, kind).from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **extra,
-        )
+        try:
+            model, info = getattr(transformers, kind).from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **extra,
+            )
+        except _REFUSALS as error:
+            raise NexusError(
+                "E-MOD-02",
+                f"transformers cannot make the model that the config describes: {type(error).__name__}: {error}",
+                where=str(folder / "config.json"),
+                remedy="download it again, or choose a model whose type and settings transformers knows",
+            ) from error
     if info["mismatched_keys"]:
         wrong = sorted(info["mismatched_keys"])
         shown = "; ".join(f"{name} stored {list(a)}, config wants {list(b)}" for name, a, b in wrong[:3])

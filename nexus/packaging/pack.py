@@ -19,6 +19,7 @@ from nexus.models.reward_model import as_classifier, load_reward_model
 from nexus.models.value_head import ScalarHead, apply_head
 from nexus.storage.atomic import atomic_folder
 from nexus.storage.manifest import write_manifest
+from nexus.storage.redaction import redact, redact_text
 
 CARD = "README.md"
 
@@ -86,6 +87,7 @@ def write_package(
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         _drop_paths(partial / "tokenizer_config.json")
+        _drop_secrets(partial, frozenset(tokenizer.get_vocab()))
         difference = float((_reopened(partial, probe, dtype, reward_head) - before).abs().max())
         if not difference <= tolerance * float(before.abs().max()):
             raise NexusError(
@@ -94,7 +96,7 @@ def write_package(
                 where=str(folder),
                 remedy="the checkpoints are intact; report this with the run's config.yaml",
             )
-        (partial / CARD).write_text(card(difference))
+        (partial / CARD).write_text(redact_text(card(difference)))
         extra = {"base_model": base_name, "max_logit_difference": difference}
         sha256 = write_manifest(partial, exclude=(CARD,), extra=extra)
         _usual_modes(partial)
@@ -133,6 +135,24 @@ def _usual_modes(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(usual)
+
+
+def _drop_secrets(folder: Path, vocabulary: frozenset[str]) -> None:
+    """Settings that came along with the base model may hold somebody's key; the package is made to be given away."""
+    for file in folder.rglob("*config.json"):
+        settings = json.loads(file.read_text())
+        clean = _redacted("", settings, vocabulary)
+        if clean != settings:
+            file.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n")
+
+
+def _redacted(key: str, value: Any, vocabulary: frozenset[str]) -> Any:
+    """The value without secrets; what is a token of text is none, whatever its key is called."""
+    if isinstance(value, dict):
+        return {name: _redacted(name, entry, vocabulary) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_redacted(key, entry, vocabulary) for entry in value]
+    return redact({key: value})[key] if isinstance(value, str) and value not in vocabulary else value
 
 
 def _drop_paths(file: Path) -> None:

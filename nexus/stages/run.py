@@ -49,7 +49,7 @@ from nexus.stages.tracker import Tracker
 from nexus.stages.watch import watched
 from nexus.storage.atomic import remove_leftovers, write_json, write_text
 from nexus.storage.locks import RunLock
-from nexus.storage.redaction import redact
+from nexus.storage.redaction import redact, redact_text
 from nexus.storage.run_folder import discard_empty, read_kept, resume_word
 from nexus.storage.run_status import STATUS_NAME, Board
 
@@ -390,7 +390,7 @@ def _train_section(run: Run, method: Method, seconds: float) -> dict[str, Any]:
 def _package(run: Run, method: Method, report: dict[str, Any]) -> PackageInfo:
     """Write the package of the trained model."""
     config, corpus = run.config, run.prepared.corpus
-    base_name, method_name = config["base_model"]["name"], config["method"]["name"]
+    base_name, method_name = redact_text(config["base_model"]["name"]), config["method"]["name"]
     names = sorted(config["capabilities"])
     adapter = config["adapter"]
     card = functools.partial(

@@ -409,7 +409,7 @@ def no_driver_that_tells_the_heat(bench: Bench) -> None:
     limits = {f"{chip}_{what}": at for chip in ("gpu", "cpu") for what, at in (("pause_at", 83.0), ("resume_at", 75.0))}
     thermal = ThermalPause(
         enabled=True, **limits, seconds_between_polls=1.0, min_pause_seconds=0.0, max_pause_seconds=9.0,
-        unknown_after_seconds=20.0, stuck_after_seconds=600.0, on_unknown="train", desk=None,  # type: ignore[arg-type]
+        unknown_after_seconds=20.0, stuck_after_seconds=600.0, on_unknown="train", desk=None,
         find_sensors=lambda: {k: v for k, v in find_sensors("GPU-nowhere").items() if k == "gpu"},
     )  # fmt: skip
     step = small.make_step(small.make_rows(2))

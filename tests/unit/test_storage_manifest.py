@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,13 @@ def folder(tmp_path: Path) -> Path:
     return package
 
 
-def code_of(folder: Path) -> str:
+Check = Callable[[Path], object]
+both = pytest.mark.parametrize("check", [manifest.verify_manifest, manifest.insist_as_packed])
+
+
+def code_of(folder: Path, check: Check = manifest.verify_manifest) -> str:
     with pytest.raises(NexusError) as caught:
-        manifest.verify_manifest(folder)
+        check(folder)
     assert caught.value.status in (65, 77)
     return caught.value.code
 
@@ -43,7 +48,8 @@ def test_hash_is_what_sha256sum_would_give(folder: Path) -> None:
     assert manifest.read_manifest(folder)["base_model"] == "tiny"
 
 
-def test_every_flipped_bit_is_found(folder: Path) -> None:
+@both
+def test_every_flipped_bit_is_found(folder: Path, check: Check) -> None:
     manifest.write_manifest(folder, exclude=["README.md"], extra={})
     weights = folder / "model.safetensors"
     good, generator = weights.read_bytes(), random.Random(1)
@@ -51,9 +57,9 @@ def test_every_flipped_bit_is_found(folder: Path) -> None:
         damaged = bytearray(good)
         damaged[generator.randrange(len(good))] ^= 1 << generator.randrange(8)
         weights.write_bytes(damaged)
-        assert code_of(folder) == "E-PKG-04"
+        assert code_of(folder, check) == "E-PKG-04"
     weights.write_bytes(good)
-    manifest.verify_manifest(folder)
+    check(folder)
 
 
 def test_missing_longer_and_stray_files(folder: Path) -> None:
@@ -68,6 +74,7 @@ def test_missing_longer_and_stray_files(folder: Path) -> None:
     assert code_of(folder) == "E-PKG-06"
 
 
+@both
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -77,25 +84,39 @@ def test_missing_longer_and_stray_files(folder: Path) -> None:
         (lambda content: content.pop("excluded"), "E-PKG-02"),
     ],
 )
-def test_damaged_manifest(folder: Path, change: object, code: str) -> None:
+def test_damaged_manifest(folder: Path, change: object, code: str, check: Check) -> None:
     manifest.write_manifest(folder, exclude=["README.md"], extra={})
     path = folder / manifest.MANIFEST_NAME
     content = json.loads(path.read_text())
     change(content)  # type: ignore[operator]
     path.write_text(json.dumps(content))
-    assert code_of(folder) == code
+    assert code_of(folder, check) == code
     path.write_text('{"schema": 1, ')
-    assert code_of(folder) == "E-PKG-02"
+    assert code_of(folder, check) == "E-PKG-02"
 
 
-def test_a_name_outside_the_folder_is_refused(folder: Path) -> None:
+@both
+def test_a_name_outside_the_folder_is_refused(folder: Path, check: Check) -> None:
     manifest.write_manifest(folder, exclude=["README.md"], extra={})
     path = folder / manifest.MANIFEST_NAME
     content = json.loads(path.read_text())
     content["files"]["../outside"] = {"size": 1, "sha256": "0" * 64}
     content["sha256"] = manifest.combined_sha256({n: e["sha256"] for n, e in content["files"].items()})
     path.write_text(json.dumps(content))
-    assert code_of(folder) == "E-SEC-10"
+    assert code_of(folder, check) == "E-SEC-10"
+
+
+def test_what_came_later_is_no_damage(folder: Path) -> None:
+    manifest.insist_as_packed(folder)
+    manifest.write_manifest(folder, exclude=["README.md"], extra={})
+    (folder / "model.gguf").write_bytes(b"x")
+    (folder / "README.md").write_text("card of tomorrow")
+    (folder / "config.json").unlink()  # whoever needs it says so
+    manifest.insist_as_packed(folder)
+    for content in ('{"version": 3, "entries": []}', "[]"):  # somebody else's, who knows other files
+        (folder / manifest.MANIFEST_NAME).write_text(content)
+        (folder / "model.safetensors").write_bytes(b"y")
+        manifest.insist_as_packed(folder)
 
 
 def test_manifest_keeps_its_own_names(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -45,6 +46,24 @@ def test_second_run_is_refused_and_a_killed_one_leaves_nothing(tmp_path: Path) -
     lock.__exit__(None, None, None)  # twice without harm
     with RunLock(tmp_path) as lock:
         assert lock.abandoned is None
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NexusError) as caught, RunLock(Path("/proc/nexus")):
+        pass
+    assert (caught.value.code, caught.value.status) == ("E-OUT-01", 73)
+
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(NexusError, match="No locks available") as caught, RunLock(tmp_path):
+        pass
+    assert (caught.value.code, caught.value.status) == ("E-OUT-07", 73)
+    problem = run_folder.output_problem(tmp_path / "run", key="run_dir")
+    assert problem is not None
+    assert problem.code == "E-OUT-07"
+    assert list(tmp_path.iterdir()) == [tmp_path / LOCK_NAME]
 
 
 def test_lock_file_cut_short_by_a_kill(tmp_path: Path) -> None:
