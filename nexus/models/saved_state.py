@@ -116,7 +116,7 @@ def verify_state(folder: Path) -> None:
 def _differs_in_its_number_only(folder: Path) -> bool:
     """True if a manifest of a newer form has the entries of this one: a new form has others, so a bit has flipped."""
     content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    return content.keys() == _ENTRIES and content["files"].keys() == _FILES
+    return bool(content.keys() == _ENTRIES and content["files"].keys() == _FILES)
 
 
 def _damaged(message: str, folder: Path) -> NexusError:
