@@ -69,6 +69,8 @@ class TokenCache:
     def fetch(self, identify: Callable[[], Mapping[str, Any] | None], build: Callable[[], CorpusRows]) -> CorpusRows:
         """The rows that `build` would give; says on standard error whether they were there. Writes nothing.
 
+        Where there is nothing to read (capabilities that are only scored), it says nothing and keeps nothing.
+
         Args:
             identify: finds out all that the rows follow from, as plain containers; None if that cannot be told. Asked
                 again behind `build`: rows of sources that changed meanwhile are not kept.
@@ -94,6 +96,8 @@ class TokenCache:
             _say(f"hit: {_describe(cached)} in {seconds:.2f} s instead of {made_in:.2f} s ({entry})")
             return cached
         built = build()
+        if not len(built.rows) + len(built.held_out_rows):
+            return built
         seconds = time.perf_counter() - started
         _say(f"miss: {_describe(built)} read and tokenized in {seconds:.2f} s")
         again = identify()

@@ -71,6 +71,18 @@ def test_second_start_maps_the_same_rows(
     assert len(entries(tmp_path / "c")) == 1
 
 
+def test_nothing_to_read_is_nothing_to_say(
+    tiny_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `nexus.evaluate` has it for a capability, which is measured by prompts of its own."""
+    corpus = module(tiny_tokenizer, sources={"tools": {"embedded": card("tools")}}, cache=TokenCache(tmp_path / "c"))
+    corpus.setup("test")
+    corpus.keep()
+    assert (len(corpus.rows), len(corpus.held_out_rows)) == (0, 0)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "c").exists()
+
+
 def test_one_entry_serves_every_length(tiny_tokenizer: Any, tmp_path: Path) -> None:
     sources = {"tools": {"embedded": card("tools")}}
     for changes in ({}, {"max_seq_len": 150, "long_rows": "drop"}, {"max_seq_len": 99, "long_rows": "truncate"}):
