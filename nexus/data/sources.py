@@ -25,6 +25,20 @@ Row = tuple[str, dict[str, Any]]
 
 MAX_LINE_BYTES = 64 * 2**20
 KINDS_OF_FILE = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+#: First bytes that name an encoding; those of UTF-32 begin as those of UTF-16 do.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+#: Without them: at which of every four bytes ASCII characters, which no text lacks, have a NUL.
+_ZEROS: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "utf-16le",
+    (True, False, True, False): "utf-16be",
+    (False, True, True, True): "utf-32le",
+    (True, True, True, False): "utf-32be",
+}
 _EVALUATION = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout"}
 
 
@@ -165,6 +179,8 @@ def read_file(path: str | Path, bad_rows: BadRows, *, name: str | None = None) -
         rows = _read_csv(path, name, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
     count = 0
     try:
+        if kind != ".parquet":
+            _insist_on_bytes(path, name)
         for row in rows:
             count += 1
             yield row
@@ -249,19 +265,31 @@ def _check_file(path: Path) -> None:
     )
 
 
+def _insist_on_bytes(path: Path, name: str) -> None:
+    """Refuse UTF-16 and UTF-32 as a whole: much of them is valid UTF-8 with a NUL beside every character."""
+    with _open(path) as file:
+        head = file.read(4096)
+    many = len(head) / 40  # a tenth of the bytes at one of the four places
+    zeros = tuple(head[place::4].count(0) > many for place in range(4))
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), _ZEROS.get(zeros))
+    if encoding is not None:
+        raise NexusError(
+            "E-DAT-06",
+            f"the file is {encoding.upper()}, not UTF-8",
+            where=name,
+            remedy=f"convert the file, for example: iconv -f {encoding} -t utf-8 {path.name}",
+        )
+
+
 def _decode(raw: bytes, place: str, path: Path) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        what = (
-            "the file begins as UTF-16 does" if wide else f"byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8"
-        )
         raise NexusError(
             "E-DAT-06",
-            what,
+            f"byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8",
             where=place,
-            remedy=f"convert the file, for example: iconv -f {'utf-16' if wide else 'latin1'} -t utf-8 {path.name}",
+            remedy=f"convert the file, for example: iconv -f latin1 -t utf-8 {path.name}",
         ) from error
 
 

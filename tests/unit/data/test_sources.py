@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,15 +261,32 @@ def test_what_is_no_repository_is_said_without_a_network(tmp_path: Path) -> None
     assert (caught.value.code, caught.value.status) == ("E-DAT-20", 66)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
-def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16le", "utf-16be", "utf-32le", "utf-32be"])
+@pytest.mark.parametrize("mark", ["\ufeff", ""], ids=["mark", "bare"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt", "a.txt.gz"])
+def test_wide_characters_are_named(tmp_path: Path, name: str, mark: str, encoding: str) -> None:
+    """Python's own codecs write the files, and the encoding that the remedy names reads them."""
+    text = '\n[{"prompt": "Wo?", "completion": "\u0141\u00f3d\u017a \u4e2d\u6587"}]\n'
+    content = (mark + text).encode(encoding)
     path = tmp_path / name
-    path.write_bytes("\ufeffprompt,completion\na,b\n".encode(encoding))
-    with pytest.raises(NexusError, match="begins as UTF-16") as caught:
-        list(read_file(path, BadRows(0)))
-    assert (caught.value.code, "iconv -f utf-16 -t utf-8" in caught.value.remedy) == ("E-DAT-06", True)
-    path.write_bytes("prämpt,completion\na,b\n".encode("latin1"))
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(NexusError, match="not UTF-8") as caught:
+        list(read_file(path, BadRows(1000)))  # no row of the file can be right
+    assert (caught.value.code, caught.value.where) == ("E-DAT-06", name)
+    named = re.search(rf"iconv -f (\S+) -t utf-8 {name}", caught.value.remedy)
+    assert named is not None
+    assert named[1] == (encoding[:6] if mark else encoding)
+    assert content.decode(named[1]) == text
+
+
+def test_latin_1_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("pr\u00e4mpt,completion\na,b\n".encode("latin1"))
     with pytest.raises(NexusError, match="0xe4") as caught:
         list(read_file(path, BadRows(0)))
     assert "iconv -f latin1" in caught.value.remedy
+
+
+def test_a_few_nuls_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"C ends its strings with \0, and so on\n" * 9)
+    assert len(list(read_file(tmp_path / "a.txt", BadRows(0)))) == 1
