@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from nexus.callbacks.checkpoint import AtomicCheckpointIO
 from nexus.callbacks.hold import Desk
 from nexus.callbacks.quiet_hours import minute_of_day
+from nexus.callbacks.samples import SamplePrompt
 from nexus.config.build import instantiate_node
 from nexus.config.check import resume_identity
 from nexus.config.targets import signature_of
@@ -205,11 +206,12 @@ def make_callbacks(
 ) -> list[Any]:
     """Callbacks by name, each with what only the run knows: its files, its prompts, its memory plan."""
     capabilities, corpus, tokenizer = config["capabilities"], prepared.corpus, prepared.tokenizer
-    examples = {name: corpus.eval_prompts(name) for name in capabilities if planning.answers_prompts(config)}
+    asks = capabilities if planning.answers_prompts(config) else {}
+    examples = {name: corpus.eval_prompts(name)[:8] for name in asks}
     prompts = {
-        example.id: ids
-        for chosen in examples.values()
-        for example, ids in zip(chosen[:8], encode_prompts(tokenizer, chosen[:8]), strict=True)
+        example.id: SamplePrompt(ids, example.tools, make_environment(entry["environment"]), entry["max_new_tokens"])
+        for name, entry in asks.items()
+        for example, ids in zip(examples[name], encode_prompts(tokenizer, examples[name]), strict=True)
     }
     from_run: dict[str, dict[str, Any]] = {
         "checkpoint": {
@@ -219,12 +221,7 @@ def make_callbacks(
             "desk": desk,
         },
         "metrics_csv": {"path": str(folder / "metrics.csv")},
-        "samples": {
-            "path": str(folder / "samples.jsonl"),
-            "prompts": prompts,
-            "tokenizer": tokenizer,
-            "max_new_tokens": max((c["max_new_tokens"] for c in capabilities.values()), default=1),
-        },
+        "samples": {"path": str(folder / "samples.jsonl"), "prompts": prompts, "tokenizer": tokenizer},
         "memory_probe": {"plan": device_plan(config, prepared), "limit_bytes": device_limit(config)},
         "validation": {"loss_of": _mean_loss, "desk": desk},
         "run_control": {"desk": desk},

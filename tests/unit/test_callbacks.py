@@ -33,7 +33,7 @@ from nexus.callbacks.power_budget import PowerBudget
 from nexus.callbacks.progress import TrainingProgress
 from nexus.callbacks.quiet_hours import QuietHours
 from nexus.callbacks.run_control import RunControl
-from nexus.callbacks.samples import Samples
+from nexus.callbacks.samples import SamplePrompt, Samples
 from nexus.callbacks.thermal_pause import ThermalPause
 from nexus.callbacks.validation import Validation
 from nexus.data.module import NexusDataModule
@@ -48,7 +48,7 @@ from nexus.storage.run_status import Board
 from tests import small
 from tests.conftest import REPOSITORY
 
-PROMPTS = {"row:1": [5, 6, 7], "row:2": [8, 9]}
+PROMPTS = {"row:1": SamplePrompt([5, 6, 7], (), None, 3), "row:2": SamplePrompt([8, 9], (), None, 4)}
 #: What Lightning calls at the border of optimizer steps, or when there is no step at all.
 BOUNDARIES = {"on_train_start", "on_train_batch_end", "on_train_end", "on_exception", "on_save_checkpoint"}
 
@@ -67,7 +67,7 @@ def make_progress(folder: Path, **changes: Any) -> TrainingProgress:
 
 def make_samples(folder: Path, **changes: Any) -> Samples:
     given = {"path": str(folder / "samples.jsonl"), "prompts": PROMPTS, "tokenizer": small.make_tokenizer()}
-    return Samples(**({"every_n_steps": 2, "count": 2, "max_new_tokens": 3} | given | changes))
+    return Samples(**({"every_n_steps": 2, "count": 2} | given | changes))
 
 
 def make_probe(folder: Path, **changes: Any) -> MemoryProbe:
