@@ -40,8 +40,9 @@ from nexus.rollout.environment import make_environment
 from nexus.rollout.judge import Judge
 from nexus.rollout.loader import RolloutDataModule
 from nexus.stages import planning
-from nexus.stages.prepare import Prepared, longest_answer
+from nexus.stages.prepare import Prepared
 from nexus.stages.resume import machine_of
+from nexus.stages.row_lengths import lengths_of, longest_answer
 from nexus.storage.redaction import redact
 from nexus.types import MicroBatch
 
@@ -261,7 +262,7 @@ def device_plan(config: dict[str, Any], prepared: Prepared) -> MemoryPlan:
     """The memory plan of a run whose corpus was read, for the device and number format that it really has."""
     device, precision = device_of(config)
     counts = planning.count_parameters(prepared.facts, config["adapter"], prepared.tensors)
-    lengths = planning.lengths_of(config, prepared.corpus.flat)
+    lengths = lengths_of(config, prepared.corpus.rows)
     return planning.memory_plan_of(
         config,
         prepared.facts,

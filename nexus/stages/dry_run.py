@@ -16,8 +16,9 @@ from nexus.hardware.memory_plan import MemoryPlan, format_bytes
 from nexus.models.facts import is_here
 from nexus.models.published import published_config, quantization
 from nexus.stages import cold_start, planning
-from nexus.stages.planning import Counts, RowLengths
+from nexus.stages.planning import Counts
 from nexus.stages.prepare import SAMPLE_ROWS, base_facts, base_tensors, prepare, refuse_frozen_base
+from nexus.stages.row_lengths import RowLengths, forward_tokens, lengths_of, longest_rows
 from nexus.stages.tables import open_console
 from nexus.stages.tracker import samples_seen
 from nexus.storage.redaction import redact
@@ -45,7 +46,7 @@ def show(config: dict[str, Any]) -> None:
     if not known:
         prepared = prepare(config)
         sample = prepared.corpus.sample(SAMPLE_ROWS)
-    lengths = planning.longest_rows(config) if sample is None else planning.lengths_of(config, sample.flat)
+    lengths = longest_rows(config) if sample is None else lengths_of(config, sample.rows)
     counts = planning.count_parameters(facts, config["adapter"], tensors)
     rows = card_rows(config) if sample is None else sample.total_rows
     plan = planning.memory_plan_of(config, facts, counts, lengths, num_rows=rows)
@@ -187,9 +188,11 @@ def _show_cost(
     batch = config["data"]["global_batch_size"]
     seen = steps * batch if rows is None else samples_seen(steps, num_rows=rows, batch=batch)
     tokens = seen * lengths.mean
-    ahead = (rows or 0) * lengths.mean if config["method"]["name"] in planning.REFERENCE_METHODS else 0.0
+    ahead = forward_tokens(config, lengths, rows=rows or 0, seen=seen)
     seconds, because = planning.training_seconds(config, facts, counts, tokens, reference_tokens=ahead)
-    reference = f", {ahead:,.0f} of the rows once more for the reference" if ahead else ""
+    reference = f" and {ahead:,.0f} forward only, for the reference" if ahead else ""
+    if config["method"]["view"] == "judged":
+        reference += " and the baseline"
     if "rollout" in config["method"]:
         because += "; sampling the answers and the cold start not counted; answers of full length assumed"
     _tell(console, f"time: about {_duration(seconds)} for {tokens:,.0f} tokens{reference} ({because})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nexus.config.folders import conf_dir, groups
-from nexus.data.token_rows import TokenRows
 from nexus.errors import NexusError
 from nexus.hardware.cost import DiskPlan, forward_flops, matmul_flops_per_second, plan_disk, training_flops
 from nexus.hardware.memory_parts import OptimizerKind, Storage, optimizer_bytes, plain_storage, weight_bytes
@@ -20,6 +19,7 @@ from nexus.hardware.memory_remedies import Offer, Options, memory_problem
 from nexus.hardware.probe import probe_host
 from nexus.models.facts import StoredTensor, read_tensors, resolve_model
 from nexus.models.published import quantization
+from nexus.stages.row_lengths import RowLengths, longest_answer, longest_rows
 from nexus.storage.run_folder import free_space_problem
 from nexus.types import ModelFacts
 
@@ -50,83 +50,16 @@ class Counts:
     adapter: int
 
 
-@dataclass(frozen=True)
-class RowLengths:
-    """What the plan needs to know about rows; those of a group count as one row, with the prompt once.
-
-    Attributes:
-        mean: tokens of a row.
-        spread: standard deviation of the tokens.
-        longest: tokens of the longest row.
-        learned: share of the tokens that is learned.
-    """
-
-    mean: float
-    spread: float
-    longest: int
-    learned: float
-
-    @classmethod
-    def of(cls, rows: TokenRows) -> RowLengths:
-        """Lengths of rows that have been tokenized; at least one."""
-        lengths = rows.lengths
-        learned = int(rows.targets.sum()) / int(lengths.sum())
-        return cls(float(lengths.mean()), float(lengths.std()), int(lengths.max()), learned)
-
-    @classmethod
-    def at_most(cls, max_seq_len: int) -> RowLengths:
-        """Rows of which only the limit is known, every token learned."""
-        return cls(float(max_seq_len), 0.0, max_seq_len, 1.0)
-
-
 #: Rows that any data has.
 _SHORTEST = RowLengths.at_most(2)
 
 #: Methods that train a head with one output on the last hidden states.
 HEAD_METHODS = frozenset({"ppo", "reward_model"})
 
-#: Methods that compute log-probabilities of all rows once, before training (`Method.needs_reference`).
-REFERENCE_METHODS = frozenset({"dpo", "kto"})
-
 
 def answers_prompts(config: Mapping[str, Any]) -> bool:
     """Whether what is trained answers prompts; a reward model judges answers and gives none."""
     return bool(config["method"]["name"] != "reward_model")
-
-
-def longest_rows(config: Mapping[str, Any]) -> RowLengths:
-    """Rows of which only the limit is known; a pair may hold two answers that have next to no prompt in common."""
-    most = config["data"]["max_seq_len"]
-    if "rollout" in config["method"]:
-        return _group_lengths(config, [most - _longest_answer(config)])
-    return RowLengths.at_most(most if config["method"]["view"] == "sft" else 2 * most)
-
-
-def lengths_of(config: Mapping[str, Any], rows: TokenRows) -> RowLengths:
-    """Lengths of rows as they are trained on; a prompt with answers that all come to their limit, the worst case.
-
-    Args:
-        config: checked and resolved.
-        rows: tokenized rows, at least one.
-
-    Returns:
-        The lengths.
-    """
-    if "rollout" in config["method"]:
-        return _group_lengths(config, rows.lengths.tolist())
-    return RowLengths.of(rows)
-
-
-def _longest_answer(config: Mapping[str, Any]) -> int:
-    return max((int(entry["max_new_tokens"]) for entry in config["capabilities"].values()), default=0)
-
-
-def _group_lengths(config: Mapping[str, Any], prompts: Sequence[int]) -> RowLengths:
-    """Lengths of whole groups, the prompt once, from those of the prompts."""
-    answers = config["method"]["rollout"]["num_generations"] * _longest_answer(config)
-    mean = sum(prompts) / len(prompts)
-    spread = math.sqrt(sum((length - mean) ** 2 for length in prompts) / len(prompts))
-    return RowLengths(mean + answers, spread, max(prompts) + answers, answers / (mean + answers))
 
 
 def lora_parameters(
@@ -272,7 +205,7 @@ def memory_plan_of(
         packing=data["packing"],
         num_rows=num_rows,
     )
-    answer, judge = _longest_answer(config), _judge_parameters(config)
+    answer, judge = longest_answer(config), _judge_parameters(config)
     prompt = max(1, round(lengths.longest * (1 - lengths.learned))) if lengths.learned < 1 else lengths.longest
     evaluation, prompts = config["evaluation"], config["scale"]["eval_prompts"]
     rows = (
@@ -455,7 +388,7 @@ def training_seconds(
         facts: of the base model.
         counts: its parameters.
         tokens: that will pass through it.
-        reference_tokens: that pass through it once more, forward only, before training.
+        reference_tokens: that pass through it forward only (`forward_tokens`).
 
     Returns:
         Seconds and one line of words.

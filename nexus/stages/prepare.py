@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nexus.data.corpus import OWN_SOURCES, Corpus
 from nexus.data.prompts import PromptCorpus
 from nexus.data.template import check_template
 from nexus.data.token_cache import TokenCache
-from nexus.data.token_rows import TokenRows
+from nexus.data.token_rows import AnyRow
 from nexus.errors import NexusError
 from nexus.hardware.memory_plan import MemoryPlan
 from nexus.models.facts import StoredTensor, read_facts, resolve_model
@@ -31,6 +31,7 @@ from nexus.models.tokenizer import load_tokenizer
 from nexus.rollout.environment import insist_on_results
 from nexus.stages import cold_start, planning
 from nexus.stages.held_out_prompts import held_out_prompts
+from nexus.stages.row_lengths import lengths_of, longest_answer
 from nexus.types import ModelFacts
 
 #: Rows of each source that are tokenized for an estimate of the lengths.
@@ -108,8 +109,8 @@ def prepare_to_train(config: dict[str, Any]) -> Prepared:
     prepared = prepare(config)
     counts = planning.count_parameters(facts, config["adapter"], prepared.tensors)
 
-    def check(rows: TokenRows, num_rows: int) -> MemoryPlan:
-        lengths = planning.lengths_of(config, rows)
+    def check(rows: Sequence[AnyRow], num_rows: int) -> MemoryPlan:
+        lengths = lengths_of(config, rows)
         plan = planning.memory_plan_of(config, facts, counts, lengths, num_rows=num_rows)
         planning.insist_on_fit(config, plan, prepared.tensors, limit_bytes=limit)
         return plan
@@ -118,12 +119,12 @@ def prepare_to_train(config: dict[str, Any]) -> Prepared:
 
     def check_first_rows() -> None:
         sample = corpus.sample(SAMPLE_ROWS)
-        check(sample.flat, sample.total_rows)
+        check(sample.rows, sample.total_rows)
 
     corpus.setup("fit", before_reading=check_first_rows)
     if planning.is_validated(config):
         _insist_on_held_out(corpus)
-    plan = check(corpus.flat, len(corpus.rows))
+    plan = check(corpus.rows, len(corpus.rows))
     planning.insist_on_room(config, planning.disk_plan_of(config, facts, counts, plan, corpus.num_steps))
     if config["evaluation"]["before"] or config["evaluation"]["after"]:
         held_out_prompts(config, prepared, tell=None)  # refuses what no answer fits behind, before the work
@@ -343,11 +344,6 @@ def make_prompts(config: dict[str, Any], tokenizer: Any, facts: ModelFacts) -> P
         max_bad_rows=0,
         tokenizer=tokenizer,
     )
-
-
-def longest_answer(config: Mapping[str, Any]) -> int:
-    """Largest limit of an answer, in tokens; 0 without a capability."""
-    return max((int(entry["max_new_tokens"]) for entry in config["capabilities"].values()), default=0)
 
 
 def _located(card: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from nexus.hardware.memory_plan import GIB
 from nexus.models.published import model_tensors, published_facts
 from nexus.stages import planning
 from nexus.stages.dry_run import card_rows
+from nexus.stages.row_lengths import longest_rows
 
 RECIPES = sorted(name for name in groups()["experiment"] if name.endswith("_rtx5080"))
 
@@ -33,7 +34,8 @@ def test_a_recipe_fits_the_card_as_its_header_says(cfg: Callable[..., Any], name
     path = config["base_model"]["path"]
     facts, tensors = published_facts(path), model_tensors(path)
     counts = planning.count_parameters(facts, config["adapter"], tensors)
-    plan = planning.memory_plan_of(config, facts, counts, planning.longest_rows(config))
+    lengths = longest_rows(config)
+    plan = planning.memory_plan_of(config, facts, counts, lengths)
     limit = planning.memory_limit(config)
     assert limit is not None
     assert plan.total_bytes <= limit
@@ -43,6 +45,8 @@ def test_a_recipe_fits_the_card_as_its_header_says(cfg: Callable[..., Any], name
     assert stated is not None
     assert float(stated[1]) == pytest.approx(plan.total_bytes / GIB, abs=0.051)
     assert float(stated[2]) == limit / GIB
+    twice = lengths.longest == 2 * config["data"]["max_seq_len"]
+    assert ("rows of twice data.max_seq_len" in header) == (twice and config["method"]["view"] != "prompts")
     if "is the peak" in header:
         assert plan.peak.name != "train"
     disk = re.search(r"; ([\d.]+) GiB of disk", header)

@@ -20,8 +20,8 @@ from nexus.methods.dpo import DPO
 from nexus.methods.kto import KTO
 from nexus.methods.orpo import ORPO
 from nexus.methods.simpo import SimPO
-from nexus.stages.planning import REFERENCE_METHODS
 from nexus.stages.reference import attach_reference
+from nexus.stages.row_lengths import REFERENCE_METHODS
 from nexus.types import LossOutput, LossUnit, MicroBatch
 from tests import small
 

@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nexus.data.token_rows import TokenRows
 from nexus.errors import NexusError
 from nexus.hardware.memory_plan import MemoryPlan
 from nexus.models.facts import read_facts, read_tensors
 from nexus.stages.planning import (
-    RowLengths,
     count_parameters,
     insist_on_fit,
     largest_micro_batch,
@@ -27,7 +25,8 @@ from nexus.stages.planning import (
     memory_limit,
     memory_plan_of,
 )
-from nexus.types import ModelFacts, TokenizedExample
+from nexus.stages.row_lengths import RowLengths
+from nexus.types import ModelFacts
 from tests import small
 from tests.conftest import REPOSITORY
 
@@ -245,11 +244,6 @@ def test_the_planned_micro_batch() -> None:
     assert largest_micro_batch(lengths, tokens=None, **few | {"num_rows": 12}) == (1080, True)
     alike = RowLengths(mean=100.0, spread=90.0, longest=100, learned=1.0)
     assert largest_micro_batch(alike, tokens=None, **common) == (900, False)
-
-
-def test_lengths_of_rows() -> None:
-    rows = [TokenizedExample("a", "s", [1] * 4, [True] * 4), TokenizedExample("b", "s", [1] * 8, [False] * 7 + [True])]
-    assert RowLengths.of(TokenRows.of(rows)) == RowLengths(mean=6.0, spread=2.0, longest=8, learned=4 / 12)
 
 
 DRY = """

@@ -24,6 +24,7 @@ from nexus.models.published import (
 )
 from nexus.stages import planning
 from nexus.stages.prepare import base_facts, base_tensors, refuse_unloadable
+from nexus.stages.row_lengths import RowLengths
 from tests import small
 
 #: base_model, repository, parameters of the published weights (tied heads once; of the omni model its text decoder).
@@ -91,7 +92,7 @@ def test_base_models_plan_without_network(name: str, repository: str, total: int
     assert counts.total == total
     assert 0 < counts.adapter < total / 20
     planning.refuse_hopeless(config, facts, tensors)
-    plan = planning.memory_plan_of(config, facts, counts, planning.RowLengths.at_most(1024))
+    plan = planning.memory_plan_of(config, facts, counts, RowLengths.at_most(1024))
     weights = plan.train.items[0].num_bytes / total
     assert weights == pytest.approx(2.0) if repository != OMNI else 0.5 < weights < 1.0
     assert plan.total_bytes < 136 * 2**30
