@@ -31,6 +31,7 @@ class Example:
         tools: JSON-schema function definitions offered to the model.
         chosen: preferred completion turns (view `preference`).
         rejected: other completion turns (view `preference`).
+        margin: how much better `chosen` is, at least 0; None where the row does not say (view `preference`).
         gold: what metrics and rewards compare with (view `prompts`).
     """
 
@@ -41,6 +42,7 @@ class Example:
     tools: tuple[dict[str, Any], ...] = ()
     chosen: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
+    margin: float | None = None
     gold: dict[str, Any] | None = None
 
 

@@ -22,7 +22,7 @@ from nexus.data.progress import track
 from nexus.data.sources import BadRows, Row, generate_rows, read_path
 from nexus.data.template import CountTokens, LongRows, RowCounts, limit_rows, nothing_left, tokenize_examples
 from nexus.data.token_cache import CorpusRows, TokenCache, source_identity, tokenizer_identity
-from nexus.data.token_rows import AnyRow, TokenRows, flat_rows
+from nexus.data.token_rows import AnyRow, TokenRows, flat_rows, rows_sha256
 from nexus.data.workers import usable_processors
 from nexus.errors import NexusError
 from nexus.types import Example, TokenizedGroup
@@ -255,7 +255,7 @@ class Corpus:
     def _take(self, rows: Sequence[AnyRow]) -> None:
         self.rows, self.flat = rows, flat_rows(rows)
         self.duplicates = int(exact_duplicates(self.flat).sum())
-        self.data_sha256 = self.flat.sha256()
+        self.data_sha256 = rows_sha256(rows, self.flat)
 
     @property
     def mean_tokens(self) -> float:

@@ -8,6 +8,7 @@ because it holds more than its text says, is refused by name (`REFUSED`).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -266,7 +267,21 @@ def _preference(row: Row) -> dict[str, Any]:
         if not prompt:
             raise Wrong("chosen and rejected have no turn in common, and there is no prompt")
         prompt = prompt if prompt[0]["role"] == "system" else (*_system(row), *prompt)
-    return {"messages": prompt, "chosen": chosen, "rejected": rejected}
+    return {"messages": prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row)}
+
+
+def _margin(row: Row) -> float | None:
+    """By how much the chosen answer is better, for `method=reward_model`; CSV files hold numbers as text."""
+    given = row.get("margin", "")
+    if given == "":
+        return None
+    try:
+        margin = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not 0.0 <= margin < math.inf:
+        raise Wrong(f"margin must be a number of at least 0, this is {given!r}")
+    return margin
 
 
 def _judged(row: Row) -> dict[str, Any]:

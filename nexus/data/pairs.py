@@ -39,7 +39,7 @@ def tokenize_pairs(
 
     Yields:
         For each usable example, in order, a group whose completions are chosen and rejected, or the one that there is;
-        `values["desirable"]` is 1 for a chosen answer.
+        `values["desirable"]` is 1 for a chosen answer; `values["margin"]` is there if the example has one.
 
     Raises:
         NexusError: as `tokenize_examples`, and what `refuse` raises: `E-PREF-01` for answers that are equal as tokens,
@@ -65,13 +65,14 @@ def tokenize_pairs(
                 counts.drop(reason)
                 refuse(NexusError(code, what, where=example.id, remedy=_REMEDY))
                 continue
+            margin = {} if example.margin is None else {"margin": (example.margin,) * len(sides)}
             yield TokenizedGroup(
                 id=example.id,
                 source=example.source,
                 prompt_ids=sides[0][0],
                 completions=tuple(ids for _, ids, _ in sides),
                 loss_masks=tuple(mask for _, _, mask in sides),
-                values={"desirable": desirable},
+                values={"desirable": desirable} | margin,
             )
 
 
@@ -164,7 +165,7 @@ def whole_pairs(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
         groups: as `tokenize_pairs` makes them.
 
     Returns:
-        The same groups without `values`, which a pair does not need.
+        The same groups; of their `values` the margin alone, 0 beside others that have one, and none if none has.
 
     Raises:
         NexusError: `E-PREF-05` for a group with a single completion.
@@ -177,7 +178,9 @@ def whole_pairs(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
             where=single.id,
             remedy="method=kto learns from single answers",
         )
-    return [replace(group, values={}) for group in groups]
+    if not any("margin" in group.values for group in groups):
+        return [replace(group, values={}) for group in groups]
+    return [replace(group, values={"margin": group.values.get("margin", (0.0, 0.0))}) for group in groups]
 
 
 def measured_pairs(groups: Sequence[TokenizedGroup], *, insist: bool) -> list[TokenizedGroup]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -169,6 +170,23 @@ class TokenRows(Sequence[TokenizedExample]):
 def flat_rows(rows: Sequence[AnyRow]) -> TokenRows:
     """Rows as plain tokens; a group as its prompt and then all completions."""
     return rows if isinstance(rows, TokenRows) else TokenRows.of(rows)
+
+
+def rows_sha256(rows: Sequence[AnyRow], flat: TokenRows) -> str:
+    """Hash of all that is learned from: the tokens, and what groups carry besides them (labels, margins).
+
+    Args:
+        rows: as a method reads them.
+        flat: the same as plain tokens.
+
+    Returns:
+        That of the tokens alone where there is nothing else.
+    """
+    groups = () if isinstance(rows, TokenRows) else rows
+    carried = [row.values for row in groups if isinstance(row, TokenizedGroup)]
+    if not any(carried):
+        return flat.sha256()
+    return hashlib.sha256(json.dumps([flat.sha256(), carried], sort_keys=True).encode()).hexdigest()
 
 
 def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:

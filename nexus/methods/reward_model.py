@@ -19,7 +19,7 @@ class RewardModel(Method):
     """The Bradley-Terry model of arXiv 2203.02155, section 3.5; the reward is read at the last token of an answer.
 
     Args:
-        margin: by which the chosen answer must lead before its probability is one half.
+        margin: by which the chosen answer must lead before its probability is one half; a row's own `margin` is added.
         center_coef: weight of the term that draws the sum of both rewards to 0.
         head_lr_ratio: learning rate of the head over that of the rest.
         **common: arguments of `Method`.
@@ -55,9 +55,12 @@ class RewardModel(Method):
     def loss(self, batch: MicroBatch) -> LossOutput:
         """Rewards of both answers, then the loss on their difference."""
         chosen, rejected = pair_values(self.rewards(batch))
+        margins = torch.full_like(chosen, self.margin)
+        if "margin" in batch.completion_values:
+            margins = margins + pair_values(batch.completion_values["margin"])[0]
         return reward_model_loss(
             chosen_rewards=chosen,
             rejected_rewards=rejected,
-            margins=torch.full_like(chosen, self.margin) if self.margin else None,
+            margins=margins,
             center_coef=self.center_coef,
         )

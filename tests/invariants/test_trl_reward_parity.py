@@ -7,6 +7,7 @@ transformers' own class around the very weights that ours computes with.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nexus.functional.preference import pair_values
-from nexus.functional.reward_model import reward_model_loss
 from nexus.methods.reward_model import RewardModel
 from nexus.models.reward_model import as_classifier
 from nexus.types import LossUnit, TokenizedGroup
@@ -46,11 +45,14 @@ def padded(pairs: list[TokenizedGroup], margins: Tensor | None) -> dict[str, Any
 
 @pytest.mark.parametrize(("center", "with_margins"), [(None, False), (0.05, False), (0.05, True)])
 def test_loss_gradients_and_metrics(center: float | None, with_margins: bool) -> None:
-    pairs = small.make_pairs(5, seed=4)
-    method = small.make_method(RewardModel)
+    pairs = [replace(pair, values={}) for pair in small.make_pairs(5, seed=4)]
+    method = small.make_method(RewardModel, center_coef=center or 0.0)
     method.configure_model()
     generator = torch.Generator().manual_seed(1)
     margins = torch.rand(5, generator=generator) if with_margins else None
+    if margins is not None:  # as a data set brings them, row by row
+        rows = zip(pairs, margins.tolist(), strict=True)
+        pairs = [replace(pair, values={"margin": (margin, margin)}) for pair, margin in rows]
     trainer = trainer_self(center)
     classifier = as_classifier(method.policy, method.reward_head, pad_token_id=0)
     expected = trl.RewardTrainer.compute_loss(trainer, classifier, padded(pairs, margins))
@@ -61,10 +63,7 @@ def test_loss_gradients_and_metrics(center: float | None, with_margins: bool) ->
 
     [batch] = small.make_step(pairs, loss_unit=LossUnit.GROUP)
     assert batch.shares_prompt
-    chosen, rejected = pair_values(method.rewards(batch))
-    output = reward_model_loss(
-        chosen_rewards=chosen, rejected_rewards=rejected, margins=margins, center_coef=center or 0.0
-    )
+    output = method.loss(batch)
     output.loss.backward()
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
     ours = {name: p.grad for name, p in method.policy.named_parameters() if p.grad is not None}

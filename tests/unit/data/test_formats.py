@@ -197,6 +197,20 @@ def test_broken_calls_in_text_are_refused_but_may_be_what_is_rejected(content: s
     assert convert(pair, view="preference").rejected == ({"role": "assistant", "content": content},)
 
 
+@pytest.mark.parametrize(("given", "read"), [(2, 2.0), (0.25, 0.25), ("0.5", 0.5), ("", None), (None, None)])
+def test_margins(given: Any, read: float | None) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_gap": given}
+    example = to_example(row, place="x", source="s", view="preference", fields={"margin": "score_gap"})
+    assert example.margin == read
+
+
+@pytest.mark.parametrize("given", [-1, "much", float("nan"), float("inf"), True, [1.0]])
+def test_margins_that_are_no_lead(given: Any) -> None:
+    with pytest.raises(NexusError, match="margin must be a number of at least 0") as caught:
+        convert({"prompt": "q", "chosen": "a", "rejected": "b", "margin": given}, view="preference")
+    assert caught.value.code == "E-DAT-05"
+
+
 def test_pairs_without_a_preference_are_refused() -> None:
     with pytest.raises(NexusError) as caught:
         convert({"prompt": "q", "chosen": "a", "rejected": "a"}, view="preference")

@@ -159,6 +159,22 @@ def test_a_corpus_of_pairs_counts_rows_held_out_pairs_and_steps(tmp_path: Path) 
     assert judged.held_out_rows == pairs.held_out_rows
 
 
+def test_margins_of_rows_are_read_and_hashed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}.", "chosen": f"It is {i}", "rejected": f"It is {i + 1}"} for i in range(4)]
+    plain = corpus(tmp_path, "preference", rows, validation_fraction=0.0)
+    assert all(row.values == {} for row in plain.rows)
+    given: list[dict[str, Any]] = [row | {"margin": i / 2} for i, row in enumerate(rows)]
+    found = corpus(tmp_path, "preference", given, validation_fraction=0.0)
+    assert [row.values for row in found.rows] == [{"margin": (i / 2, i / 2)} for i in range(4)]
+    assert [row.completions for row in found.rows] == [row.completions for row in plain.rows]
+    given[2] = rows[2] | {"margin": None}  # a row among them that does not say
+    mixed = corpus(tmp_path, "preference", given, validation_fraction=0.0)
+    assert [row.values["margin"][0] for row in mixed.rows] == [0.0, 0.5, 0.0, 1.5]
+    assert len({plain.data_sha256, found.data_sha256, mixed.data_sha256}) == 3
+    judged = corpus(tmp_path, "judged", given, validation_fraction=0.0)
+    assert all(set(row.values) == {"desirable"} for row in judged.rows)
+
+
 def test_a_look_ahead_does_not_count_bad_rows_twice(tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {i}.", "chosen": "Yes", "rejected": "No" if i else "Yes"} for i in range(4)]
     found = corpus(tmp_path, "preference", rows, max_bad_rows=1, setup=False)
