@@ -36,7 +36,10 @@ SFT_LIKE = {
     "dora": (SFT, DORA, {}),
 }
 PREFERENCE = {
-    "dpo": (DPO, {"form": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "length_normalized": False}),
+    "dpo": (
+        DPO,
+        {"form": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "length_normalized": False, "sft_weight": 0.0},
+    ),
     "orpo": (ORPO, {"beta": 0.1}),
     "simpo": (SimPO, {"beta": 2.0, "gamma": 1.0}),
     "kto": (KTO, {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),

@@ -46,6 +46,7 @@ class DpoMethod(Method):
     beta: Positive
     label_smoothing: Annotated[float, Limits(low=0, below=0.5)]
     length_normalized: bool
+    sft_weight: NotNegative
 
 
 @dataclass(frozen=True)

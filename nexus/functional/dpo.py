@@ -6,6 +6,7 @@ That number is the margin by which the policy, more than its reference, prefers 
 Signatures:
     dpo_loss(*, chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, form, beta,
              label_smoothing, chosen_lengths=None, rejected_lengths=None) -> LossOutput
+    with_imitation(*, output, chosen_logprobs, chosen_lengths, weight) -> LossOutput
 """
 
 from __future__ import annotations
@@ -105,6 +106,36 @@ def dpo_loss(
             rejected_logprobs=rejected_logprobs,
         ),
     )
+
+
+def with_imitation(*, output: LossOutput, chosen_logprobs: Tensor, chosen_lengths: Tensor, weight: float) -> LossOutput:
+    """Add `weight * -log pi(y_w) / |y_w|`, mean over the pairs: the term of arXiv 2404.19733, section 2.
+
+    A margin can grow while both completions become less likely; this term holds the chosen one up. Every pair has the
+    same weight, as in the paper. TRL (`loss_type=[sigmoid, sft]`) takes the mean over the chosen tokens of a
+    micro-batch, which is the same for one pair or equal lengths, and depends on the cut otherwise.
+
+    Example: a chosen completion of 2 tokens and log-probability -3 adds 1.5 with weight 1.
+
+    Args:
+        output: of `dpo_loss` on the same pairs.
+        chosen_logprobs: [B] summed log-probability of each chosen completion under the policy.
+        chosen_lengths: [B] tokens of each chosen completion.
+        weight: of the term, above 0.
+
+    Returns:
+        The loss with the term, and beside the metrics `loss/nll`, the term before it is weighted.
+
+    Raises:
+        ShapeError: if the shapes differ, there is no pair, or a completion has no token.
+        ValueError: if the weight is not above 0.
+    """
+    check_pairs(chosen_logprobs=chosen_logprobs, chosen_lengths=chosen_lengths)
+    check_lengths(chosen_lengths=chosen_lengths)
+    if weight <= 0.0:
+        raise ValueError(f"weight must be above 0, got {weight}")
+    nll = -(chosen_logprobs.float() / chosen_lengths).mean()
+    return LossOutput(loss=output.loss + weight * nll, metrics=output.metrics | {"loss/nll": nll.detach()})
 
 
 def _of_margin(margin: Tensor, form: DPOForm, beta: float, e: float) -> Tensor:

@@ -55,7 +55,7 @@ from nexus.storage.run_status import STATUS_NAME, Board
 
 _PROBE_TOKENS = 32
 #: Settings of a method's loss that belong to its recipe.
-_LOSS_SETTINGS = ("form", "beta", "label_smoothing", "length_normalized", "gamma", "desirable_weight",
+_LOSS_SETTINGS = ("form", "beta", "label_smoothing", "length_normalized", "sft_weight", "gamma", "desirable_weight",
                   "undesirable_weight", "margin", "center_coef", "scale", "epsilon_low", "epsilon_high", "kl_coef",
                   "gae_lambda", "value_clip", "value_coef", "rollout")  # fmt: skip
 _LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # relative to the largest logit; merging rounds once more

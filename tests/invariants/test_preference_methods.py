@@ -26,7 +26,7 @@ from nexus.types import LossOutput, LossUnit, MicroBatch
 from tests import small
 
 SETTINGS: dict[type[Method], dict[str, Any]] = {
-    DPO: {"form": "sigmoid", "beta": 0.3, "label_smoothing": 0.0, "length_normalized": False},
+    DPO: {"form": "sigmoid", "beta": 0.3, "label_smoothing": 0.0, "length_normalized": False, "sft_weight": 0.4},
     ORPO: {"beta": 0.2},
     SimPO: {"beta": 2.0, "gamma": 0.5},
     KTO: {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.3},
@@ -68,7 +68,8 @@ def slow_loss(kind: type[Method], model: Any) -> torch.Tensor:
     baseline = torch.stack([found[1].sum() - ref[1] for found, ref, _ in rows]).mean().clamp(min=0).detach()
     for (chosen, other), ref, good in rows:
         if kind is DPO:
-            losses.append(-logsigmoid(s["beta"] * ((chosen.sum() - ref[0]) - (other.sum() - ref[1]))))
+            margin = (chosen.sum() - ref[0]) - (other.sum() - ref[1])
+            losses.append(-logsigmoid(s["beta"] * margin) - s["sft_weight"] * chosen.mean())
         if kind is SimPO:
             losses.append(-logsigmoid(s["beta"] * (chosen.mean() - other.mean()) - s["gamma"]))
         if kind is ORPO:
@@ -153,7 +154,7 @@ def with_reference(corpus: Any, method: Any, file: Path, *, packing: bool = True
 
 @pytest.mark.parametrize("adapter", [small.NO_ADAPTER, small.LORA], ids=lambda adapter: adapter["name"])
 def test_dpo_starts_at_log_two(corpora: dict[str, Any], tmp_path: Path, adapter: dict[str, Any]) -> None:
-    method = make(DPO, adapter=adapter)
+    method = make(DPO, adapter=adapter, sft_weight=0.0)
     method.configure_model()
     for packing in (True, False):
         data, _ = with_reference(corpora["preference"], method, tmp_path / f"{packing}", packing=packing)

@@ -12,7 +12,7 @@ from types import MethodType, SimpleNamespace
 import pytest
 import torch
 
-from nexus.functional.dpo import DPOForm, dpo_loss
+from nexus.functional.dpo import DPOForm, dpo_loss, with_imitation
 from nexus.functional.kto import kto_baseline, kto_loss
 from nexus.functional.logprobs import token_logprobs
 from nexus.functional.masking import masked_sum, rows_of_flat
@@ -138,6 +138,40 @@ def test_dpo_equals_trl(name, form, label_smoothing, by_length, beta):
         for mine, other in METRICS.items():
             logged = trainer._metrics["train"][other][-1]
             assert output.metrics[mine].item() == pytest.approx(logged, rel=1e-5, abs=1e-6), mine
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0])
+def test_dpo_with_imitation_equals_trl(weight):
+    """TRL takes the mean over the tokens of a batch, so it gets one pair at a time, as it would accumulate them."""
+    logprobs, mask, reference = pair_tensors()
+    theirs = logprobs.clone().requires_grad_()
+    trainer = trainer_self(
+        ld_alpha=None,
+        f_divergence_type="reverse_kl",
+        beta=0.3,
+        loss_types=["sigmoid", "sft"],
+        loss_weights=[1.0, weight],
+        label_smoothing=0.0,
+        use_weighting=False,
+    )
+    losses = []
+    for row in range(PAIRS):
+        own = [row, PAIRS + row]
+        inputs = {name: tensor[own] for name, tensor in dpo_inputs(mask, reference).items() if len(tensor) == 2 * PAIRS}
+        inputs |= {"ref_chosen_logps": reference[[row]], "ref_rejected_logps": reference[[PAIRS + row]]}
+        losses.append(trl.DPOTrainer._compute_loss(trainer, forward(theirs[own]), inputs, False))
+    expected = torch.stack(losses).mean()
+    expected.backward()
+
+    ours = logprobs.clone().requires_grad_()
+    plain = our_dpo(ours, mask, reference, form=DPOForm.SIGMOID, beta=0.3, label_smoothing=0.0)
+    chosen = masked_sum(values=ours, mask=mask, dim=1)[:PAIRS]
+    output = with_imitation(output=plain, chosen_logprobs=chosen, chosen_lengths=CHOSEN_LENGTHS, weight=weight)
+    output.loss.backward()
+    assert torch.allclose(output.loss, expected, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(ours.grad, theirs.grad.masked_fill(~mask, 0.0), rtol=1e-5, atol=1e-6)
+    added = float((output.loss - plain.loss).detach())
+    assert added == pytest.approx(weight * float(output.metrics["loss/nll"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
