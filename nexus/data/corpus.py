@@ -257,11 +257,6 @@ class Corpus:
         self.duplicates = int(exact_duplicates(self.flat).sum())
         self.data_sha256 = rows_sha256(rows, self.flat)
 
-    @property
-    def mean_tokens(self) -> float:
-        """Mean tokens of a training row."""
-        return float(self.flat.lengths.mean())
-
     def sample(self, count: int) -> CorpusSample:
         """Tokenize the first rows without reading all of a generated source; what is wrong with them is not counted.
 

@@ -1,10 +1,9 @@
-"""Log-probabilities and entropy from logits, in float32 whatever the model's dtype.
+"""Log-probabilities from logits, in float32 whatever the model's dtype.
 
 `linear_token_logprobs` starts from hidden states instead, so that the logits of a micro-batch never exist at one time.
 
 Signatures:
     token_logprobs(*, logits, tokens) -> Tensor [N]
-    entropy(*, logits) -> Tensor [N]
     linear_token_logprobs(*, hidden, weight, targets, bias, chunk_size, logit_scale=1.0, softcap=None, temperature=1.0,
                           with_entropies=False) -> TokenLogprobs(logprobs [N], entropies [N] or None)
 """
@@ -37,24 +36,6 @@ def token_logprobs(*, logits: Tensor, tokens: Tensor) -> Tensor:
     """
     check_shapes("N V, N", logits=logits, tokens=tokens)
     return torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None])[:, 0]
-
-
-def entropy(*, logits: Tensor) -> Tensor:
-    """Entropy of each row's distribution, in nats.
-
-    Args:
-        logits: [N, V]; minus infinity is allowed and contributes nothing.
-
-    Returns:
-        [N] float32.
-
-    Raises:
-        ShapeError: if the shape does not fit.
-    """
-    check_shapes("N V", logits=logits)
-    logp = torch.log_softmax(logits.float(), -1)
-    # 0 * -inf is NaN; the limit of p log p is 0
-    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 @dataclass(frozen=True)

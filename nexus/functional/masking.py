@@ -71,25 +71,6 @@ def masked_mean(*, values: Tensor, mask: Tensor, dim: int | None = None) -> Tens
     return total / count.clamp(min=1).to(total.dtype)
 
 
-def rows_of_flat(*, values: Tensor, mask: Tensor) -> Tensor:
-    """Spread the values of the counted positions over their rows, as a packed forward pass delivers them.
-
-    Args:
-        values: [N] one value for each True of the mask, row after row.
-        mask: [B, T] bool with N times True.
-
-    Returns:
-        [B, T] in the dtype of `values`, 0 where nothing counts; differentiable.
-
-    Raises:
-        ShapeError: if the number of values is not that of the positions that count.
-    """
-    check_shapes("N, B T", values=values, mask=mask)
-    if values.shape[0] != int(mask.sum()):
-        raise ShapeError(f"{values.shape[0]} values were given for the {int(mask.sum())} positions of the mask")
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-
 def sum_by_row(*, values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Sum flat values by the row that each belongs to, for example token log-probabilities by completion.
 

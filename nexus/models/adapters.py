@@ -210,18 +210,6 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     return ParameterCounts(trainable=trainable, total=total)
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by the model's own names; shared weights once.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Detached tensors that share memory with the model.
-    """
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
 def adapter_state(model: Any) -> dict[str, Tensor]:
     """The adapter's weights by the names of PEFT's own files.
 

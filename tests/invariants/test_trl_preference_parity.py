@@ -15,7 +15,7 @@ import torch
 from nexus.functional.dpo import DPOForm, dpo_loss, with_imitation
 from nexus.functional.kto import kto_baseline, kto_loss
 from nexus.functional.logprobs import token_logprobs
-from nexus.functional.masking import masked_sum, rows_of_flat
+from nexus.functional.masking import masked_sum
 from nexus.functional.orpo import orpo_loss
 from nexus.functional.simpo import simpo_loss
 
@@ -267,7 +267,7 @@ def test_orpo_equals_trl_from_the_logits():
     ours = logits.clone().requires_grad_()
     mask = torch.arange(WIDTH) < torch.cat([CHOSEN_LENGTHS, REJECTED_LENGTHS])[:, None]
     tokens = token_logprobs(logits=ours[:, :-1][mask], tokens=ids[:, 1:][mask])
-    sums = rows_of_flat(values=tokens, mask=mask).sum(1)
+    sums = torch.zeros(mask.shape).masked_scatter(mask, tokens).sum(1)
     output = orpo_loss(
         chosen_logprobs=sums[:PAIRS],
         rejected_logprobs=sums[PAIRS:],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nexus.errors import NexusError
-from nexus.models.adapters import adapter_state, apply_adapter, merge_adapter, parameter_counts, trainable_state
+from nexus.models.adapters import adapter_state, apply_adapter, merge_adapter, parameter_counts
 from nexus.models.head import output_head
 from nexus.models.loader import load_model
 
@@ -66,7 +66,7 @@ def test_counts_equal_peft_and_arithmetic_and_the_head_is_left_alone():
     assert counts.trainable == by_hand
     assert output_head(model).weight.shape == (64, 32)
     assert not any(p.requires_grad for n, p in model.named_parameters() if "lora_" not in n)
-    assert len(trainable_state(model)) == len(adapter_state(model)) == 2 * 7 * 2
+    assert sum(p.requires_grad for p in model.parameters()) == len(adapter_state(model)) == 2 * 7 * 2
 
 
 def test_none_trains_everything():
