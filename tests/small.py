@@ -44,6 +44,20 @@ ARCHITECTURE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+#: Sizes of a decoder of any family, with so small a vocabulary that whole logits can be compared.
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 #: What a method takes in the place of a chunk size.
 OWN_SETTINGS: dict[type, dict[str, Any]] = {RewardModel: {"margin": 0.0, "center_coef": 0.01, "head_lr_ratio": 10.0}}
 NO_ADAPTER = {"name": "none"}

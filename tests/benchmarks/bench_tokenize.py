@@ -25,22 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.models import load_tokenizer
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ("tools", "cot")
-
-
-def load() -> Any:
-    """The shipped tokenizer."""
-    from nexus.models.tokenizer import load_tokenizer
-
-    return load_tokenizer(
-        path="asset:nexus_tiny",
-        revision=None,
-        chat_template=None,
-        trust_remote_code=False,
-        vocab_rows=None,
-        needs_chat_template=True,
-    )
 
 
 def make_examples(source: str, count: int) -> list[Any]:
@@ -104,7 +92,7 @@ def compare(source: str, *, rows: int, rounds: int) -> dict[str, list[float]]:
     Returns:
         One number a round by contender.
     """
-    tokenizer = load()
+    tokenizer = load_tokenizer()
     runs = contenders(tokenizer, make_examples(source, rows))
     results = {name: [(list(i), [bool(m) for m in mask]) for i, mask in run()] for name, run in runs.items()}
     assert len(results["nexus"]) == rows

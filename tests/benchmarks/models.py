@@ -26,6 +26,20 @@ SHAPES: dict[str, dict[str, int]] = {
 WEIGHTS = {"none": "float32, all weights trained", "lora": "LoRA on bf16", "qlora": "LoRA on nf4"}
 
 
+def load_tokenizer() -> Any:
+    """The shipped tokenizer."""
+    from nexus.models import tokenizer
+
+    return tokenizer.load_tokenizer(
+        path="asset:nexus_tiny",
+        revision=None,
+        chat_template=None,
+        trust_remote_code=False,
+        vocab_rows=None,
+        needs_chat_template=True,
+    )
+
+
 def make_model(folder: Path, shape: str | None) -> None:
     """Write random weights and the shipped tokenizer, whose tokens are the first of the vocabulary.
 

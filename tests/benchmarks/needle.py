@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.models import load_tokenizer
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Of 13,134 rows drawn evenly from the three stages of pretraining none is longer than 388 tokens, and of each stage at
 #: most 1 in 100 longer than 284; `data.max_seq_len` there is 1,024 and the config says 2,048, but no row came near.
@@ -36,20 +38,6 @@ SCALINGS = ("none", "linear", "dynamic", "yarn")
 QUESTIONS = 8  # of a training row: eight answers for the price of one long prompt
 ROWS_PER_STEP = 4
 MAX_NEW_TOKENS = 24
-
-
-def load_tokenizer() -> Any:
-    """The shipped tokenizer."""
-    from nexus.models import tokenizer
-
-    return tokenizer.load_tokenizer(
-        path="asset:nexus_tiny",
-        revision=None,
-        chat_template=None,
-        trust_remote_code=False,
-        vocab_rows=None,
-        needs_chat_template=True,
-    )
 
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -72,6 +72,12 @@ def write_chats(path: Path) -> None:
     path.write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in rows), encoding="utf-8")
 
 
+def _note_first(found: Result) -> None:
+    """The clocks behind the first step; later ones are not looked at."""
+    found.setdefault("cpu", time.process_time())
+    found.setdefault("moment", time.time())
+
+
 def start_nexus(case: Case, model: Path, folder: Path) -> Result:
     """`python -m nexus.train data.train=FILE`, until its first optimizer step is done.
 
@@ -91,8 +97,7 @@ def start_nexus(case: Case, model: Path, folder: Path) -> Result:
 
     def timed(self: Any, *arguments: Any) -> None:
         step(self, *arguments)
-        found.setdefault("cpu", time.process_time())
-        found.setdefault("moment", time.time())
+        _note_first(found)
 
     Method.training_step = timed  # type: ignore[method-assign]
     sys.argv = [
@@ -127,8 +132,7 @@ def start_trl(case: Case, model: Path, folder: Path) -> Result:
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            found.setdefault("cpu", time.process_time())
-            found.setdefault("moment", time.time())
+            _note_first(found)
 
     arguments = SFTConfig(
         output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=1,

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tests.benchmarks.needle import LENGTHS, QUESTIONS, encode, haystack, load_tokenizer
+from tests.benchmarks.models import load_tokenizer
+from tests.benchmarks.needle import LENGTHS, QUESTIONS, encode, haystack
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)

@@ -11,20 +11,8 @@ from nexus.models.attention import make_plan, packed, packing_support
 from nexus.models.head import LogitForm, hidden_states, output_head, target_hidden_states
 from nexus.models.loader import load_model
 from nexus.types import MicroBatch
+from tests import small
 
-BASE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 WINDOW = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 ARCHITECTURES = {
     "qwen3": {"model_type": "qwen3"},
@@ -38,7 +26,7 @@ LENGTHS = (5, 9, 9, 20, 1, 3)  # neighbors of equal length, rows longer than the
 def build(name):
     model = load_model(
         path=None,
-        architecture={**BASE, **ARCHITECTURES[name]},
+        architecture={**small.SIZES, **ARCHITECTURES[name]},
         revision=None,
         trust_remote_code=False,
         seed=1,
@@ -136,7 +124,7 @@ def test_contract_at_load_refuses_recurrent_state_sinks_and_own_attention():
     for kind, (extra, reason) in cases.items():
         model = load_model(
             path=None,
-            architecture={**BASE, "model_type": kind, **extra},
+            architecture={**small.SIZES, "model_type": kind, **extra},
             revision=None,
             trust_remote_code=False,
             seed=1,

@@ -30,19 +30,7 @@ from nexus.types import ModelFacts
 from tests import small
 from tests.conftest import REPOSITORY
 
-COMMON = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+COMMON = small.SIZES | {"vocab_size": 96}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
     "llama": {"model_type": "llama", "tie_word_embeddings": False, "attention_bias": True},

@@ -11,31 +11,10 @@ from nexus.errors import NexusError
 from nexus.models.adapters import adapter_state, apply_adapter, merge_adapter, parameter_counts
 from nexus.models.head import output_head
 from nexus.models.loader import load_model
+from tests import small
 
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
-}
-LORA = {
-    "name": "lora",
-    "r": 4,
-    "alpha": 8,
-    "dropout": 0.0,
-    "target_modules": "all-linear",
-    "use_rslora": False,
-    "init": "default",
-}
+ARCHITECTURE = small.SIZES | {"model_type": "qwen3", "tie_word_embeddings": True}
+LORA = small.LORA
 IDS = torch.tensor([[5, 9, 33, 61, 7]])
 
 

@@ -19,22 +19,9 @@ from nexus.errors import NexusError
 from nexus.models.facts import read_facts, resolve_model
 from nexus.models.loader import load_model, model_facts
 from nexus.models.tokenizer import load_tokenizer
+from tests import small
 
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 96,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
-}
+ARCHITECTURE = small.SIZES | {"model_type": "qwen3", "max_position_embeddings": 96, "tie_word_embeddings": True}
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 

@@ -16,19 +16,7 @@ from nexus.rollout.generate import draw, generate
 from nexus.types import TokenizedGroup
 from tests import small
 
-BASE = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+BASE = small.SIZES | {"vocab_size": 61}
 ARCHITECTURES = {
     "qwen3": {"model_type": "qwen3"},
     "llama": {"model_type": "llama"},

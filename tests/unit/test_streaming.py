@@ -15,12 +15,9 @@ from nexus.evaluation.statistics import bootstrap_groups
 from nexus.evaluation.streaming import STREAMING_METRICS, Cancel, Stream, measure_streaming
 from nexus.models.loader import load_model
 from nexus.rollout.generate import generate
+from tests import small
 
-ARCHITECTURE = {
-    "model_type": "qwen3", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+ARCHITECTURE = small.SIZES | {"model_type": "qwen3", "vocab_size": 61}
 TOKENIZER = SimpleNamespace(eos_token_id=2, decode=lambda tokens, skip_special_tokens: " ".join(map(str, tokens)))
 PROMPTS = [[5, 9, 3], [7, 7], [11, 4, 5, 6, 8]]
 NEW = 12
