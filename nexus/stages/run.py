@@ -274,7 +274,8 @@ def _cold_start(run: Run, method: Method, before: dict[str, Any], *, resume: Res
     write_answers(folder / "answers.jsonl", scoring.answers)
     scores = plain_scores(scoring.scores)
     log_scores(run.loggers, cold_start.NAME, scores, step=0)
-    result: dict[str, Any] = {"scores": {cold_start.NAME: scores}, "train": _train_section(phase, learner, fitted.seconds)}
+    trained = _train_section(phase, learner, fitted.seconds)
+    result: dict[str, Any] = {"scores": {cold_start.NAME: scores}, "train": trained}
     write_json(kept, result)
     return result
 

@@ -379,7 +379,7 @@ def further_requests(task: Task, split: str, seed: int, index: int) -> Iterator[
     short = tuple(f for f in task.offered if len(f.parameters) < 3)
     for _ in range(rng.choices(tuple(REQUESTS), tuple(REQUESTS.values()))[0] - 1):
         kind = rng.choices(tuple(KINDS[split]), tuple(KINDS[split].values()))[0]
-        wanted = (rng.choice(task.offered),)
+        wanted: tuple[Function, ...] = (rng.choice(task.offered),)
         if kind == "none":
             wanted = (_not_offered(rng, split, task.offered),)
         elif kind == "parallel" and short:
