@@ -76,7 +76,6 @@ def test_words(refused: Refused, module: str, words: list[str], code: str, hints
     insist(refused(module, *words), code, *hints)
 
 
-VALIDATED = "callbacks.validation.enabled=true"
 #: What stands in a data file that cannot be used: name, content, further words, code, hints.
 FILES: list[tuple[str, bytes, list[str], str, list[str]]] = [
     ("empty.jsonl", b"", [], "E-DAT-04", ["no rows"]),
@@ -90,8 +89,6 @@ FILES: list[tuple[str, bytes, list[str], str, list[str]]] = [
     ("table.xlsx", b"PK", [], "E-DAT-08", [".xlsx", ".jsonl"]),
     ("long.jsonl", json.dumps(CHAT).encode(), ["data.max_seq_len=4"], "E-LEN-01", ["long.jsonl:1", "data.max_seq_len"]),
     ("none.jsonl", json.dumps(CHAT).encode(), ["data.max_seq_len=4", "data.long_rows=drop"], "E-DAT-13", ["0 of 1"]),
-    ("one.jsonl", json.dumps(CHAT).encode(), [VALIDATED], "E-DAT-35", ["data.validation=FILE"]),
-    ("two.jsonl", 2 * (json.dumps(CHAT).encode() + b"\n"), [VALIDATED], "E-DAT-35", ["rows that differ"]),
     ("mute.jsonl", b'{"messages": [{"role": "user", "content": "Hi"}]}', [], "E-DAT-15", ["mute.jsonl:1"]),
     ("role.jsonl", b'{"messages": [{"role": "robot", "content": "Hi"}]}', [], "E-DAT-05", ["role.jsonl:1", "robot"]),
 ]
@@ -203,6 +200,14 @@ def insist_on_no_run(finished: Finished, code: str, home: Path) -> None:
     outputs = home / "outputs"
     kept = {".cache"} | {path.name for path in outputs.glob("*.csv")} | {".tables.lock"}
     assert not outputs.exists() or {path.name for path in outputs.iterdir()} <= kept
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_nothing_to_validate_on(door: Refused, tmp_path: Path, rows: int) -> None:
+    (tmp_path / "same.jsonl").write_text(rows * (json.dumps(CHAT) + "\n"))
+    finished = door("train", "data.train=same.jsonl", "callbacks.validation.enabled=true")
+    insist_on_no_run(finished, "E-DAT-35", tmp_path)
+    assert "data.validation=FILE" in finished.errors
 
 
 def test_a_full_disk_is_seen_before_the_run(door: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
