@@ -131,7 +131,7 @@ def trained(bench: Bench) -> None:
     base = base.rename(bench.home.parent / "base")
     (base / "README.md").write_text(f"---\ntoken: {OPEN['card of the base']}\n---\n# A base\n")
     edit_json(base / "config.json", origin=f"https://me:{OPEN['config of the base']}@host/x")
-    edit_json(base / "tokenizer_config.json", use_auth_token=OPEN["tokenizer of the base"])
+    edit_json(base / "tokenizer_config.json", hub={"token": OPEN["tokenizer of the base"]})
     edit_json(base / "generation_config.json", api_key=OPEN["generation of the base"])
     rows = write_chats(Path(given(bench, "rows/chats.jsonl", "")), rows=6).parent
     (rows / "README.md").write_text(f"---\nlicense: mit\ntoken: {OPEN['card of the rows']}\n---\n")
