@@ -111,7 +111,9 @@ def test_control_tells_mistakes(tmp_path: Path, door: Any) -> None:
         assert finished.status == exit_status
         assert code in finished.errors
     (tmp_path / "status.json").write_text("{")
-    assert door("control", str(tmp_path), "status").status == 75
+    edited = door("control", str(tmp_path), "status")
+    assert edited.status == 65
+    assert "E-RUN-03" in edited.errors
 
 
 def test_a_dead_process_is_told_from_a_living_one_of_the_same_number(tmp_path: Path, door: Any) -> None:
