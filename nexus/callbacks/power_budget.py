@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from nexus.callbacks.hold import Desk
+from nexus.callbacks.polled import PolledCallback
 from nexus.errors import NexusError
 from nexus.hardware.power import MeanDraw, must_rest
 from nexus.hardware.sensors import Poller, Sensor
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 _POLLS = 5
 
 
-class PowerBudget(Callback):
+class PowerBudget(PolledCallback):
     """Rests at step boundaries so that the card's mean power stays within a budget.
 
     A single instant may be above it: what limits those is the card's own power limit (`nvidia-smi -pl`).
@@ -65,7 +66,6 @@ class PowerBudget(Callback):
         self.max_pause_seconds = max_pause_seconds
         self.find_power = find_power
         self.desk = desk
-        self.poller: Poller | None = None
         self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,20 +99,6 @@ class PowerBudget(Callback):
             began = time.monotonic()
             reason = f"gpu {mean:.0f} W in the mean of {self.window_seconds:g} s, budget {self.watts:g} W"
             self.desk.hold(trainer, state="power budget", reason=reason, until=lambda: self._rested(trainer, began))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop reading."""
-        self.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop reading."""
-        self.close()
-
-    def close(self) -> None:
-        """End the thread; a second call does nothing."""
-        if self.poller is not None:
-            self.poller.close()
-            self.poller = None
 
     def mean(self) -> float | None:
         """Mean power of the window in watts; None while it is not known."""

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from nexus.callbacks.hold import Desk
+from nexus.callbacks.polled import PolledCallback
 from nexus.errors import NexusError
 from nexus.hardware.sensors import Poller, Sensor
 from nexus.hardware.thermal import Heat, HeatLimits, Verdict, advance
@@ -17,7 +18,7 @@ from nexus.hardware.thermal import Heat, HeatLimits, Verdict, advance
 log = logging.getLogger(__name__)
 
 
-class ThermalPause(Callback):
+class ThermalPause(PolledCallback):
     """Holds training from the first step boundary after a reading above the limit until all sensors say cool.
 
     Core temperatures are read, not those of memory chips, which may be 20 degrees hotter.
@@ -79,7 +80,6 @@ class ThermalPause(Callback):
         self.seconds_between_polls = seconds_between_polls
         self.find_sensors = find_sensors
         self.desk = desk
-        self.poller: Poller | None = None
         self.heat: dict[str, Heat] = {}
         self._warned: set[str] = set()
 
@@ -114,20 +114,6 @@ class ThermalPause(Callback):
                 reason=self._reason(),
                 until=lambda: self._judge(trainer) is Verdict.TRAIN,
             )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop reading."""
-        self.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop reading."""
-        self.close()
-
-    def close(self) -> None:
-        """End the thread; a second call does nothing."""
-        if self.poller is not None:
-            self.poller.close()
-            self.poller = None
 
     def measured(self) -> dict[str, float]:
         """Temperatures for `metrics.csv`, of the sensors that answer."""
