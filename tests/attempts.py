@@ -124,3 +124,21 @@ class Bench:
     def resume(self) -> str:
         """Go on with it."""
         return self.door("train", "resume=run", writes=True)
+
+
+@pytest.fixture(scope="module", name="trained")
+def trained_shortly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    return train_shortly(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(name="bench")
+def make_bench(
+    door: Callable[..., Finished],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> Bench:
+    """Where one bad input is made and tried; a module that imports this and `trained_shortly` has it."""
+    return Bench(tmp_path, door, trained, monkeypatch, caplog, [])

@@ -63,7 +63,7 @@ def show(config: dict[str, Any]) -> None:
             f"{source} is not on this machine, and a dry run downloads nothing: the plan is made from its published "
             f"config.json, with rows of {lengths.longest:,} tokens, the most that data.max_seq_len allows",
         )
-    steps = _steps(config, rows)
+    steps = phase_steps(config, rows)
     _show_run(console, config, lengths, rows=rows, steps=steps)
     share = 100 * counts.trainable / (counts.total + counts.adapter)
     head = facts.hidden_size if config["method"]["name"] in planning.HEAD_METHODS else 0
@@ -90,8 +90,16 @@ def card_rows(config: dict[str, Any]) -> int | None:
     return 2 * total if config["method"]["view"] == "judged" else total
 
 
-def _steps(config: dict[str, Any], rows: int | None) -> int | None:
-    """Optimizer steps of the phase; None if the number of rows decides and is not known."""
+def phase_steps(config: dict[str, Any], rows: int | None) -> int | None:
+    """Optimizer steps of a phase.
+
+    Args:
+        config: checked and resolved.
+        rows: to learn from; None if that is not known.
+
+    Returns:
+        None if the number of rows decides and is not known.
+    """
     method = config["method"]
     most: int | None = method["max_steps"] or config["scale"]["max_steps"]
     if rows is None:
@@ -133,7 +141,7 @@ def _cold_start_words(config: dict[str, Any]) -> str:
     """When the phase runs and how long it is at most."""
     phase = cold_start.cold_start_config(config)
     rows = card_rows(phase)
-    steps = _steps(phase, rows)
+    steps = phase_steps(phase, rows)
     settings = config["method"]["cold_start"]
     condition = f" if the base scores below {settings['below']:g}" if settings["when"] == "auto" else ""
     many = "an unknown number of" if rows is None else f"about {rows:,}"
@@ -161,6 +169,30 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
 
 
+def training_cost(
+    config: dict[str, Any], facts: ModelFacts, counts: Counts, lengths: RowLengths, *, rows: int | None, steps: int
+) -> tuple[float, float, float, str]:
+    """What the steps of a method compute.
+
+    Args:
+        config: checked and resolved.
+        facts: of the base model.
+        counts: of its parameters.
+        lengths: tokens of its rows.
+        rows: to learn from; None if that is not known.
+        steps: optimizer steps.
+
+    Returns:
+        Tokens with a backward pass, tokens with a forward pass alone, seconds, and what the seconds rest on.
+    """
+    batch = config["data"]["global_batch_size"]
+    seen = steps * batch if rows is None else samples_seen(steps, num_rows=rows, batch=batch)
+    tokens = seen * lengths.mean
+    ahead = forward_tokens(config, lengths, rows=rows or 0, seen=seen)
+    seconds, because = planning.training_seconds(config, facts, counts, tokens, reference_tokens=ahead)
+    return tokens, ahead, seconds, because
+
+
 def _show_cost(
     console: Console,
     config: dict[str, Any],
@@ -185,11 +217,7 @@ def _show_cost(
     if steps is None:
         _tell(console, "time: not known, since the number of rows is not")
         return
-    batch = config["data"]["global_batch_size"]
-    seen = steps * batch if rows is None else samples_seen(steps, num_rows=rows, batch=batch)
-    tokens = seen * lengths.mean
-    ahead = forward_tokens(config, lengths, rows=rows or 0, seen=seen)
-    seconds, because = planning.training_seconds(config, facts, counts, tokens, reference_tokens=ahead)
+    tokens, ahead, seconds, because = training_cost(config, facts, counts, lengths, rows=rows, steps=steps)
     reference = f" and {ahead:,.0f} forward only, for the reference" if ahead else ""
     if config["method"]["view"] == "judged":
         reference += " and the baseline"

@@ -13,7 +13,7 @@ from nexus.config.folders import conf_dir, groups
 from nexus.hardware.memory_plan import GIB
 from nexus.models.published import model_tensors, published_facts
 from nexus.stages import planning
-from nexus.stages.dry_run import card_rows
+from nexus.stages.dry_run import card_rows, phase_steps, training_cost
 from nexus.stages.row_lengths import longest_rows
 
 RECIPES = sorted(name for name in groups()["experiment"] if name.endswith("_rtx5080"))
@@ -53,6 +53,13 @@ def test_a_recipe_fits_the_card_as_its_header_says(cfg: Callable[..., Any], name
     if disk is not None:
         needed = planning.disk_plan_of(config, facts, counts, plan, 1000).total_bytes
         assert float(disk[1]) == pytest.approx(needed / GIB, abs=0.051)
+    cost = re.search(r"# Cost: +at most ([\d.]+) (minutes|hours) of training", header)
+    rows = card_rows(config)
+    steps = phase_steps(config, rows)
+    if steps is not None:
+        assert cost is not None
+        minutes = training_cost(config, facts, counts, lengths, rows=rows, steps=steps)[2] / 60
+        assert 0.8 < minutes / (float(cost[1]) * (60 if cost[2] == "hours" else 1)) <= 1
 
 
 @pytest.mark.parametrize("name", ["safety", "anti_refusal"])

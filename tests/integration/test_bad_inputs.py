@@ -32,8 +32,7 @@ from nexus.rewards import sandbox, sandbox_probe
 from nexus.rewards.registry import build_rewards
 from nexus.storage.locks import RunLock
 from tests import hostile, small
-from tests.attempts import CHAT, Bench, jsonl, train_shortly
-from tests.conftest import Finished
+from tests.attempts import CHAT, Bench, jsonl, make_bench, train_shortly, trained_shortly  # noqa: F401  fixtures
 from tests.integration.conftest import listing, write_chats
 from tests.integration.test_known_bad import plant
 from tests.invariants.test_faults_heat import train as train_hot
@@ -465,23 +464,9 @@ def signals_to_the_whole_group_reach_workers(bench: Bench) -> None:
     assert list(fork_map(work, 4, processes=2)) == [0, 1, 2, 3]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
-    return train_shortly(tmp_path_factory.mktemp("trained"))
-
-
 @pytest.mark.parametrize("number", sorted(CASES), ids=lambda number: f"{number:02}-{CASES[number][0]}")
-def test_bad_input(
-    number: int,
-    door: Callable[..., Finished],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_bad_input(number: int, bench: Bench) -> None:
     code, status, work = CASES[number]
-    bench = Bench(tmp_path, door, trained, monkeypatch, caplog, [])
     work(bench)
     assert bench.ends or code == FINE
     for ended, said in bench.ends:
@@ -490,7 +475,7 @@ def test_bad_input(
         assert [line.split()[0] for line in errors] == ([code] if code.startswith("E-") else []), said
         assert not errors or " -- " in said, "no remedy"
         assert code in said or code == FINE
-    assert not (tmp_path / hostile.MARK).exists()
+    assert not (bench.home / hostile.MARK).exists()
 
 
 def test_every_number_is_tried_or_waits_for_its_part() -> None:

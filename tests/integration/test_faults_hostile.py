@@ -27,8 +27,7 @@ from nexus.storage.manifest import combined_sha256, write_manifest
 from nexus.text.equality import same_answer
 from nexus.text.tool_calls import ToolCall
 from tests import faults, hostile
-from tests.attempts import CHAT, Bench, jsonl, train_shortly
-from tests.conftest import Finished
+from tests.attempts import CHAT, Bench, jsonl, make_bench, train_shortly, trained_shortly  # noqa: F401  fixtures
 from tests.unit.data.test_template_guard import BOMBS, CHATML
 from tests.unit.test_models_loader_errors import edit_json
 from tests.unit.test_rewards_registry import SAMPLE, card
@@ -352,25 +351,11 @@ def _repository(bench: Bench) -> None:
     bench.door("train", f"+dataset@{card}=hub", f"{card}.path=evil", f"{card}.split=train", f"{card}.license=MIT")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
-    return train_shortly(tmp_path_factory.mktemp("trained"))
-
-
 @pytest.mark.parametrize("name", list(ARTEFACTS)[:: 1 if faults.FULL else 4])
-def test_nothing_runs(
-    name: str,
-    door: Callable[..., Finished],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_nothing_runs(name: str, bench: Bench) -> None:
     expected, work = ARTEFACTS[name]
-    bench = Bench(tmp_path, door, trained, monkeypatch, caplog, [])
     work(bench)
-    assert list(tmp_path.rglob(hostile.MARK)) == []
+    assert list(bench.home.rglob(hostile.MARK)) == []
     [(status, said)] = bench.ends
     family = expected.split("-")
     assert (status == 0) == (family[0] != "E"), said
