@@ -29,6 +29,7 @@ from nexus.callbacks.hang_watch import HangWatch
 from nexus.callbacks.hold import Desk
 from nexus.callbacks.memory_probe import MemoryProbe
 from nexus.callbacks.metrics_csv import COLUMNS, MetricsCsv, read_metrics
+from nexus.callbacks.polled import PolledCallback
 from nexus.callbacks.power_budget import PowerBudget
 from nexus.callbacks.progress import TrainingProgress
 from nexus.callbacks.quiet_hours import QuietHours
@@ -192,7 +193,7 @@ def test_the_suite_covers_every_callback() -> None:
     for module in pkgutil.iter_modules(nexus.callbacks.__path__, "nexus.callbacks."):
         members = vars(importlib.import_module(module.name)).values()
         found |= {m for m in members if inspect.isclass(m) and issubclass(m, Callback) and m.__module__ == module.name}
-    assert found == set(MAKERS)
+    assert found - {PolledCallback} == set(MAKERS)  # the base makes none by itself
 
 
 @every_callback
