@@ -32,6 +32,7 @@ from nexus.methods.step_guard import StepGuard
 from nexus.models.attention import packing_support
 from nexus.models.loader import load_model
 from nexus.models.reward_model import load_reward_model
+from nexus.models.sample_hash import weights_sample_sha256
 from nexus.models.snapshot import Snapshot
 from nexus.rewards.registry import Rewards, build_rewards
 from nexus.rollout.collect import Collector, Task
@@ -242,8 +243,13 @@ def _mean_loss(model: Any, batches: Sequence[MicroBatch]) -> float:
 
 
 def identity_of(config: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
-    """What a resumed run must share with the run that it goes on with: settings by dotted key, rows and machine."""
+    """What a resumed run must share with the run that it goes on with: settings by key, rows, weights, machine."""
+    base, reward_model = config["base_model"], config["method"].get("reward_model")
     own = {"data_sha256": prepared.corpus.data_sha256, **machine_of(*device_of(config))}
+    if base["path"]:
+        own["base_model.weights"] = weights_sample_sha256(base["path"], base["revision"])
+    if reward_model:
+        own["method.reward_model.weights"] = weights_sample_sha256(reward_model, None)
     return redact(resume_identity(config) | own)  # type: ignore[no-any-return]
 
 

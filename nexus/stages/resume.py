@@ -1,9 +1,9 @@
 """Which checkpoint a run goes on from, and in which of two modes.
 
-`exact` ends with the weights of a run that was never interrupted, to the bit; so settings, rows, machine and torch must
-be those of the checkpoint. `fast` keeps rows, order, seeds, steps and number format, and lets the machine differ and
-the settings of `hardware` that say how a step is computed; weights then differ by what sums in another order round, and
-by what dropout draws, which follows the micro-batches.
+`exact` ends with the weights of a run that was never interrupted, to the bit; so settings, rows, base weights, machine
+and torch must be those of the checkpoint. `fast` keeps rows, order, seeds, steps and number format, and lets the
+machine differ and the settings of `hardware` that say how a step is computed; weights then differ by what sums in
+another order round, and by what dropout draws, which follows the micro-batches.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _refusal(lines: list[str], run: Path, *, fast_helps: bool) -> NexusError:
     other = "resume_mode=fast goes on with the same rows, order, seeds and steps" if fast_helps else "start a new run"
     return NexusError(
         "E-RES-01",
-        "the settings, rows or machine are not those of the run that is resumed:\n  " + "\n  ".join(lines),
+        "the settings, rows, weights or machine are not those of the run that is resumed:\n  " + "\n  ".join(lines),
         where=str(run / "config.yaml"),
         remedy=f"set them back, or {other}",
     )

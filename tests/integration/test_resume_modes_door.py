@@ -1,4 +1,4 @@
-"""A run that goes on with other micro-batches: refused as `exact`, done and told as `fast`."""
+"""A run that goes on with other micro-batches: refused as `exact`, done as `fast`; with another base: neither."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from nexus.callbacks.checkpoint import checkpoints
+from nexus.models.facts import ASSETS
+from nexus.storage.manifest import MANIFEST_NAME
 from tests.conftest import Finished
 from tests.integration.conftest import write_chats
 
@@ -67,3 +69,19 @@ def test_other_micro_batches(door: Door, tmp_path: Path) -> None:
     assert refused.status == 64
     assert changed in refused.errors
     assert "resume_mode=fast goes on with the same rows" in refused.errors
+
+
+def test_other_weights_under_the_same_name(door: Door, tmp_path: Path) -> None:
+    write_chats(tmp_path / "chats.jsonl")
+    shutil.copytree(ASSETS / "nexus_tiny", tmp_path / "base", ignore=shutil.ignore_patterns(MANIFEST_NAME))
+    assert door("train", *WORDS, "base_model=custom", "base_model.path=base", "method.max_steps=8").status == 0
+    interrupt(tmp_path / "run", at=4)
+    weights = tmp_path / "base" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for mode in ("exact", "fast"):
+        refused = door("train", "resume=run", f"resume_mode={mode}")
+        assert refused.status == 64
+        assert "base_model.weights: the checkpoint has" in refused.errors
+        assert "start a new run" in refused.errors
