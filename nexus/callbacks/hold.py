@@ -16,6 +16,7 @@ from rich.console import Console
 from nexus.callbacks.checkpoint import StepCheckpoint, checkpoints
 from nexus.errors import NexusError
 from nexus.flags import Flags, Stop
+from nexus.hardware.parking import Parking
 from nexus.storage.run_status import Board
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 #: How often a held run looks for requests. Waiting on an event instead could deadlock: its lock, taken by the main
 #: thread, would be wanted by a handler that runs in the same thread.
 _LOOK_SECONDS = 0.05
+#: How often a parked run looks whether the GPU has room for it again.
+_RETURN_SECONDS = 5.0
 
 
 class RunStopped(Exception):
@@ -69,6 +72,7 @@ class Desk:
         self.flags = flags
         self.held_seconds = 0.0
         self._depth = 0
+        self._next_return = 0.0
         self._console = Console()
 
     @property
@@ -132,6 +136,7 @@ class Desk:
         state: str,
         reason: str,
         until: Callable[[], bool],
+        parking: Parking | None = None,
     ) -> None:
         """Stand still at a step boundary; checkpoints are still written and a stop is obeyed.
 
@@ -140,6 +145,7 @@ class Desk:
             state: for the status.
             reason: for the status.
             until: asked about twenty times a second; True ends the hold.
+            parking: what leaves the GPU meanwhile; None leaves it there. The hold lasts until it has come back.
 
         Raises:
             RunStopped: if the run is to stop meanwhile.
@@ -148,12 +154,27 @@ class Desk:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
+        self._next_return = 0.0
         with self._held(trainer, state, reason):
+            if parking is not None:
+                parking.park()
+                self.tell("weights and optimizer state are in host memory; the GPU is free")
             while True:
                 self.serve(trainer)
-                if until():
+                if until() and (parking is None or self._comes_back(parking)):
                     break
                 time.sleep(_LOOK_SECONDS)
+
+    def _comes_back(self, parking: Parking) -> bool:
+        """Whether what was parked is on the GPU again; tries it now and then, since something else may fill the GPU."""
+        if time.monotonic() < self._next_return:
+            return False
+        if parking.bring_back():
+            return True
+        if not self._next_return:
+            self.tell("W-RUN-05  the GPU has no room to go on; waiting for it")
+        self._next_return = time.monotonic() + _RETURN_SECONDS
+        return False
 
     def wait_for(
         self,

@@ -9,16 +9,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nexus.callbacks.cooldown import Cooldown
 from nexus.callbacks.hold import Desk
+from nexus.hardware.parking import Parking
 
 
 class RunControl(Callback):
     """Acts on the flags of the process, and keeps step and remaining time on the run's status.
 
     Args:
+        pause_offload: whether a pause that was asked for gives the GPU away: weights and optimizer state wait in host
+            memory. Without a GPU there is nothing to give.
         desk: of the training; given by the run.
     """
 
-    def __init__(self, *, desk: Desk) -> None:
+    def __init__(self, *, pause_offload: bool, desk: Desk) -> None:
+        self.pause_offload = pause_offload
         self.desk = desk
         self._began = (0.0, 0)
 
@@ -28,6 +32,8 @@ class RunControl(Callback):
             from nexus.signals import install  # here, because loading it takes the signals, as a door does first
 
             install()
+        if self.pause_offload and self._parking(trainer) is None:
+            self.desk.tell("W-RUN-06  pause_offload changes nothing: this run is on no GPU that could be freed")
         self._began = (time.perf_counter() - self.desk.held_seconds, trainer.global_step)
         self.desk.board.update(step=trainer.global_step, steps=trainer.max_steps, eta_seconds=None)
         self._act(trainer)
@@ -65,4 +71,13 @@ class RunControl(Callback):
                 state="paused",
                 reason=flags.pause_reason,
                 until=lambda: not flags.paused,
+                parking=self._parking(trainer) if self.pause_offload else None,
             )
+
+    @staticmethod
+    def _parking(trainer: Trainer) -> Parking | None:
+        """What can leave the GPU: the model with its head, and a reward model; None on a processor."""
+        judge = getattr(trainer.datamodule, "judge", None)  # type: ignore[attr-defined]
+        modules = [trainer.lightning_module, *([] if judge is None else [judge.model])]
+        parking = Parking(modules, trainer.optimizers)
+        return parking if parking.is_needed else None

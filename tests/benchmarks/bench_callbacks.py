@@ -97,7 +97,7 @@ def all_callbacks(folder: Path, desk: Desk) -> list[Callback]:
         "cooldown": Cooldown(**config["cooldown"] | on),
         "quiet_hours": QuietHours(**config["quiet_hours"] | {"desk": desk, "enabled": False}, now=minute_of_day),
         "hang_watch": HangWatch(**config["hang_watch"] | on),
-        "run_control": RunControl(desk=desk),
+        "run_control": RunControl(pause_offload=False, desk=desk),
     }
     left_out = {"checkpoint", "samples", "memory_probe"}
     assert set(made) | left_out == set(config), "a callback is missing in this benchmark"

@@ -188,7 +188,9 @@ def test_a_disk_that_is_really_full(disk: Path, tmp_path: Path) -> None:
         saver = small.make_saver(
             run, every_n_steps=1, wait_for_space_minutes=1.0, seconds_between_tries=0.05, desk=desk
         )
-        trainer = small.make_trainer(run, max_steps=6, callbacks=[filler, metrics, saver, RunControl(desk=desk)])
+        trainer = small.make_trainer(
+            run, max_steps=6, callbacks=[filler, metrics, saver, RunControl(pause_offload=False, desk=desk)]
+        )
         desk.board.set_state("training")
         trainer.fit(method, datamodule=data)
         paused, said = paused + filler.paused, said + filler.said

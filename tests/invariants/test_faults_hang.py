@@ -49,7 +49,7 @@ def go_on(
     folder.mkdir(exist_ok=True)
     desk = Desk(board=Board(folder), flags=flags or Flags())
     watch = HangWatch(enabled=True, seconds=limit, factor=1.0, desk=desk)
-    callbacks = (AtStep(3, action), watch, RunControl(desk=desk))
+    callbacks = (AtStep(3, action), watch, RunControl(pause_offload=False, desk=desk))
     runs.go_on("lora", folder, steps=STEPS, ambient=2, every_n_steps=1, layers=1, callbacks=callbacks)
 
 

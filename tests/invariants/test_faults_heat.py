@@ -68,7 +68,12 @@ def train(folder: Path, values: list[Any], *, flags: Flags | None = None, **limi
     metrics = MetricsCsv(every_n_steps=1, path=str(folder / "metrics.csv"))
     desk.board.set_state("training")
     runs.go_on(
-        "lora", folder, steps=STEPS, ambient=2, layers=1, callbacks=(script, thermal, metrics, RunControl(desk=desk))
+        "lora",
+        folder,
+        steps=STEPS,
+        ambient=2,
+        layers=1,
+        callbacks=(script, thermal, metrics, RunControl(pause_offload=False, desk=desk)),
     )
     return script, thermal
 

@@ -90,7 +90,7 @@ def controlled(folder: Path, pipe: int, *, steps: int, ambient: int, every: int,
     toggle = FLAGS.toggle
     FLAGS.toggle = lambda reason: (reports.tell("asked"), toggle(reason))[1]  # type: ignore[method-assign]
     desk = ToldDesk(reports, board=Board(folder), flags=FLAGS)
-    callbacks: tuple[Callback, ...] = (reports, RunControl(desk=desk))
+    callbacks: tuple[Callback, ...] = (reports, RunControl(pause_offload=False, desk=desk))
     if cooldown:
         callbacks += (Cooldown(enabled=True, every_n_steps=1, seconds=cooldown, desk=desk),)
     try:
@@ -290,7 +290,9 @@ def test_quiet_hours_hold_until_morning_or_a_resume(tmp_path: Path) -> None:
     clock = Clock()
     hours = QuietHours(enabled=True, begins="22:00", ends="07:00", now=clock.now, desk=desk)
     desk.board.update(state="training", step=0)
-    runs.go_on("lora", run, steps=6, ambient=2, layers=1, callbacks=(clock, hours, RunControl(desk=desk)))
+    runs.go_on(
+        "lora", run, steps=6, ambient=2, layers=1, callbacks=(clock, hours, RunControl(pause_offload=False, desk=desk))
+    )
     assert runs.same_weights(run, whole)
     assert {look for look in looks if look[0] == "quiet hours"} == {("quiet hours", 0), ("quiet hours", 4)}
     assert desk.held_seconds > 0

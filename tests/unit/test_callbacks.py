@@ -93,7 +93,7 @@ def make_desk(folder: Path) -> Desk:
 
 
 def make_control(folder: Path, **changes: Any) -> RunControl:
-    return RunControl(**({"desk": make_desk(folder)} | changes))
+    return RunControl(**({"pause_offload": False, "desk": make_desk(folder)} | changes))
 
 
 def make_cooldown(folder: Path, **changes: Any) -> Cooldown:
