@@ -165,6 +165,7 @@ class Method(LightningModule):
         self.seed = seed
         self.guard = guard
         self.model: nn.Module | None = None
+        self._trained: list[nn.Parameter] = []  # what the optimizer moves
         self._step = 0  # index of the optimizer step that is computed
         self.micro_batch_limit: int | None = None  # positions, once memory was short; part of the checkpoint
         self.tokens_seen = 0  # real tokens consumed so far, part of the checkpoint
@@ -228,6 +229,7 @@ class Method(LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trained, with a learning rate per optimizer step."""
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        self._trained = [p for _, p in trained]
         optimizer = self.make_optimizer(iter(trained))
         ratio = self.adapter.get("loraplus_ratio")  # full fine-tuning has none
         if ratio is not None:
@@ -252,7 +254,7 @@ class Method(LightningModule):
         self._step = self.trainer.global_step
         metrics = self.accumulate(self.within_limit(batch))
         metrics["train/grad_norm"] = nn.utils.clip_grad_norm_(
-            [p for p in self.parameters() if p.requires_grad],
+            self._trained,
             math.inf if self.gradient_clip is None else self.gradient_clip,
         )
         rates = learning_rates(optimizer)

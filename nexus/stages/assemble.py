@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from nexus.callbacks.checkpoint import AtomicCheckpointIO
 from nexus.callbacks.hold import Desk
@@ -314,6 +316,16 @@ def insist_on_device(config: dict[str, Any], prepared: Prepared) -> None:
         planning.insist_on_fit(config, device_plan(config, prepared), prepared.tensors, limit_bytes=limit)
 
 
+class _NoProfiler(PassThroughProfiler):
+    """Measures nothing at no cost; Lightning's own enters a new context around every hook of every callback."""
+
+    _NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """A context that does nothing."""
+        return self._NOTHING
+
+
 def make_trainer(
     config: dict[str, Any], folder: Path, callbacks: list[Any], total_steps: int, loggers: Sequence[Any] = ()
 ) -> Trainer:
@@ -329,6 +341,7 @@ def make_trainer(
         log_every_n_steps=total_steps,  # concerns self.log, which nothing here uses; callbacks.metrics_csv logs
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
+        profiler=_NoProfiler(),
         default_root_dir=str(folder),
         enable_checkpointing=False,
         enable_progress_bar=False,
