@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 128  # positions that are made at a time: a copy of everything once in so many tokens
+ROOM = 128  # positions that are made at a time: a copy of everything once in so many tokens
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -48,17 +48,25 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         stores = self._stores
         # rows that were dropped or repeated since are no views any more
         if stores is None or stores[0].data_ptr() != self.keys.data_ptr() or stores[0].shape[-2] < end:
-            stores = self._stores = (_longer(self.keys, end + _ROOM), _longer(self.values, end + _ROOM))
+            stores = self._stores = (longer(self.keys, end + ROOM), longer(self.values, end + ROOM))
         for store, new in zip(stores, (key_states, value_states), strict=True):
             store[:, :, begin:end] = new
         self.keys, self.values = stores[0][:, :, :end], stores[1][:, :, :end]
         return self.keys, self.values
 
 
-def _longer(part: Tensor, length: int) -> Tensor:
-    """A copy with room behind it."""
-    store = part.new_empty(*part.shape[:2], length, part.shape[-1])
-    store[:, :, : part.shape[-2]] = part
+def longer(part: Tensor, length: int) -> Tensor:
+    """A copy with room behind it.
+
+    Args:
+        part: [..., S, D].
+        length: positions of the copy.
+
+    Returns:
+        [..., length, D], not set behind S.
+    """
+    store = part.new_empty(*part.shape[:-2], length, part.shape[-1])
+    store[..., : part.shape[-2], :] = part
     return store
 
 

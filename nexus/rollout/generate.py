@@ -1,9 +1,10 @@
 """Batched sampling with log-probabilities.
 
 Faster than `transformers.generate` where it matters here: prompts are sorted by length into left-padded batches, equal
-neighboring prompts (samples of one prompt) are prefilled once, finished rows leave the batch, and a token is drawn by a
-two-level inverse of the cumulative distribution instead of `torch.multinomial`. Each answer has its own random stream,
-so it does not depend on which other prompts share its batch (up to rounding).
+neighboring prompts (samples of one prompt) are prefilled once, finished rows leave the batch, decoders of the Llama
+family take their steps without transformers' modules (`rollout.plain`), and a token is drawn by a two-level inverse of
+the cumulative distribution instead of `torch.multinomial`. Each answer has its own random stream, so it does not depend
+on which other prompts share its batch (up to rounding).
 
 Signature:
     generate(*, model, tokenizer, prompts, max_new_tokens, temperature, seeds, batch_size,
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nexus.rollout.cache import roomy_cache
+from nexus.rollout.plain import PlainDecoder, PlainSteps, plain_decoder
 from nexus.types import Generation
 
 _BLOCK = 256
@@ -138,6 +140,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), tuple(prompts[i])))
     answers: dict[int, tuple[list[int], list[float]]] = {}
     with _evaluating(model):
+        decoder = plain_decoder(model)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             if cancelled is not None and cancelled():
@@ -147,7 +150,7 @@ def generate(
             if temperature > 0:
                 for row, i in enumerate(rows):
                     uniforms[row] = torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seeds[i]))
-            batch = _Batch(model, [prompts[i] for i in rows], rows, stops, on_token, cancelled)
+            batch = _Batch(model, decoder, [prompts[i] for i in rows], rows, stops, on_token, cancelled)
             answers.update(batch.run(max_new_tokens, temperature, top_p, uniforms))
     return [_finish(*answers[i], stops, tokenizer) for i in range(len(prompts))]
 
@@ -158,11 +161,48 @@ def _finish(tokens: list[int], logprobs: list[float], stops: frozenset[int], tok
     return Generation(token_ids=tuple(tokens), text=text, logprobs=tuple(logprobs), finished=finished)
 
 
+class _ModelSteps:
+    """A batch on its way through the model's own forward, whatever its architecture.
+
+    Args:
+        model: as in `generate`, in eval mode.
+        cache: of the prompts.
+        mask: [R, S] of the positions in it, 0 for padding.
+        places: [R, 1] position of the token that comes.
+    """
+
+    def __init__(self, model: Any, cache: Any, mask: Tensor, places: Tensor) -> None:
+        self.model = model
+        self.cache = cache
+        self.mask = mask
+        self.places = places
+
+    def select(self, index: Tensor) -> None:
+        """Keep (or repeat) these rows."""
+        self.cache.reorder_cache(index)  # the one verb that all cache kinds have
+        self.mask, self.places = self.mask[index], self.places[index]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [R, V] behind the next tokens [R]."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        logits: Tensor = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.places,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        self.places = self.places + 1
+        return logits
+
+
 class _Batch:
     """One left-padded batch from prefill to its last token.
 
     Args:
         model: as in `generate`, in eval mode.
+        decoder: computes its next tokens; None leaves that to the model.
         prompts: token ids of each row; equal neighbors are prefilled once.
         names: index that the caller gave to each row.
         stops: tokens that end a row.
@@ -173,6 +213,7 @@ class _Batch:
     def __init__(
         self,
         model: Any,
+        decoder: PlainDecoder | None,
         prompts: Sequence[Sequence[int]],
         names: Sequence[int],
         stops: frozenset[int],
@@ -180,6 +221,7 @@ class _Batch:
         cancelled: Callable[[], bool] | None,
     ) -> None:
         self.model = model
+        self.decoder = decoder
         self.stops = stops
         self.on_token = on_token
         self.cancelled = cancelled
@@ -192,8 +234,15 @@ class _Batch:
                 self.unique.append(prompt)
             self.owner.append(len(self.unique) - 1)
 
-    def _prefill(self) -> Tensor:
-        """Run the prompts; sets cache, mask and next positions for all rows and returns their logits [R, V]."""
+    def _prefill(self, most: int) -> tuple[PlainSteps | _ModelSteps, Tensor]:
+        """Run the prompts.
+
+        Args:
+            most: tokens that will come at most.
+
+        Returns:
+            What computes further tokens, and the logits [R, V] of the first one of each row.
+        """
         width = max(map(len, self.unique))
         ids = torch.zeros(len(self.unique), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -202,25 +251,26 @@ class _Batch:
             mask[row, width - len(prompt) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache = roomy_cache(self.model.config)
+        cache = roomy_cache(self.model.config)
         logits: Tensor = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        self.mask, self.next = mask, positions[:, -1:] + 1
+        places = positions[:, -1:] + 1
+        steps = (
+            _ModelSteps(self.model, cache, mask, places)
+            if self.decoder is None
+            else self.decoder.begin(cache, mask, places, most=most)
+        )
         if len(self.owner) > len(self.unique):
-            return self._select(torch.tensor(self.owner, device=self.device), logits)
-        return logits
-
-    def _select(self, index: Tensor, logits: Tensor) -> Tensor:
-        """Keep (or repeat) rows of everything that lives from step to step."""
-        self.cache.reorder_cache(index)  # the one verb that all cache kinds have
-        self.mask, self.next = self.mask[index], self.next[index]
-        return logits[index]
+            owner = torch.tensor(self.owner, device=self.device)
+            steps.select(owner)
+            return steps, logits[owner]
+        return steps, logits
 
     def run(
         self, max_new_tokens: int, temperature: float, top_p: float | None, uniforms: Tensor
@@ -236,7 +286,7 @@ class _Batch:
         Returns:
             Tokens and log-probabilities by the caller's index.
         """
-        logits = self._prefill()
+        steps, logits = self._prefill(max_new_tokens)
         uniforms = uniforms.to(self.device)
         names, done = self.names, [False] * len(self.names)
         answers: dict[int, tuple[list[int], list[float]]] = {name: ([], []) for name in names}
@@ -256,17 +306,8 @@ class _Batch:
             if sum(done) * 8 >= len(done):
                 keep = [row for row, over in enumerate(done) if not over]
                 index = torch.tensor(keep, device=self.device)
-                token = self._select(index, token)
-                uniforms = uniforms[index]
+                steps.select(index)
+                token, uniforms = token[index], uniforms[index]
                 names, done = [names[row] for row in keep], [False] * len(keep)
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(names), 1)], 1)
-            logits = self.model(
-                input_ids=token[:, None],
-                attention_mask=self.mask,
-                position_ids=self.next,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            self.next = self.next + 1
+            logits = steps.step(token)
         return answers

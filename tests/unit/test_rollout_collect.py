@@ -12,6 +12,7 @@ from nexus.errors import NexusError
 from nexus.rewards.registry import build_rewards
 from nexus.rollout.collect import Task, Visit, sample_seed
 from nexus.rollout.engines import Sampling, make_engine
+from nexus.rollout.plain import PlainSteps
 from nexus.rollout.vllm import engine_problems, merged_weights
 from tests import rollouts, small
 
@@ -178,13 +179,15 @@ def test_merged_weights_have_the_names_and_the_function_of_the_plain_model() -> 
         torch.testing.assert_close(method.policy(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_generation_that_never_stops_ends_at_its_limit_and_is_counted(corpus) -> None:
+def test_generation_that_never_stops_ends_at_its_limit_and_is_counted(corpus, monkeypatch) -> None:
     """So small a model as this one never comes to a stop token by itself."""
     options = {"parse": 0.1, "name": 0.2, "arguments": 0.6, "schema": 0.1, "partial": 0.3}
     rewards = build_rewards({"tool_call": {"function": "tool_call", "weight": 1.0, "options": options}})
     method = rollouts.make_method(rollouts.GRPO)
     passes: list[int] = []
     hook = method.policy.register_forward_hook(lambda *_: passes.append(1))
+    step = PlainSteps.step
+    monkeypatch.setattr(PlainSteps, "step", lambda *arguments: (passes.append(1), step(*arguments))[1])
     data = rollouts.make_data(method, rewards, corpus=corpus, collector=rollouts.make_collector(rewards, batch_size=64),
                               patience=2)  # fmt: skip
     steps = iter(data.train_dataloader())

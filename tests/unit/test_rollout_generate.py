@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from nexus.models.adapters import apply_adapter
 from nexus.models.head import output_head, target_hidden_states, target_logprobs
 from nexus.models.loader import load_model
 from nexus.rollout.generate import draw, generate
+from nexus.rollout.plain import PlainSteps, plain_decoder
 from nexus.types import TokenizedGroup
 from tests import small
 
@@ -40,11 +42,25 @@ class Decoder:
         return " ".join(map(str, tokens))
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def model(request):
+#: Steps of the decoder of their family, or the model's own forward.
+WAYS = [("qwen3", "steps"), ("llama", "steps"), ("qwen3", "forward"), ("llama", "forward"), ("gemma3", "forward")]
+
+
+@pytest.fixture(params=WAYS, ids=" by ".join)
+def model(request, monkeypatch):
+    name, way = request.param
+    model = load(name)
+    assert (plain_decoder(model) is None) == (name == "gemma3")
+    if way == "forward":
+        monkeypatch.setattr("nexus.rollout.generate.plain_decoder", lambda model: None)
+    return model
+
+
+@functools.cache
+def load(name):
     made = load_model(
         path=None,
-        architecture={**BASE, **ARCHITECTURES[request.param]},
+        architecture={**BASE, **ARCHITECTURES[name]},
         revision=None,
         trust_remote_code=False,
         seed=1,
@@ -172,9 +188,13 @@ def test_a_sample_depends_on_its_seed_alone(model):
     )
 
 
-def test_repeated_prompts_are_prefilled_once_and_answered_each(model):
+def test_repeated_prompts_are_prefilled_once_and_answered_each(model, monkeypatch):
     prompt = make_prompts()[1]
     widths = []
+    step = PlainSteps.step
+    monkeypatch.setattr(
+        PlainSteps, "step", lambda self, tokens: (widths.append((len(tokens), 1)), step(self, tokens))[1]
+    )
     hook = model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )

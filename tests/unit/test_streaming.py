@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from nexus.evaluation.statistics import bootstrap_groups
 from nexus.evaluation.streaming import STREAMING_METRICS, Cancel, Stream, measure_streaming
 from nexus.models.loader import load_model
 from nexus.rollout.generate import generate
+from nexus.rollout.plain import PlainSteps
 from tests import small
 
 ARCHITECTURE = small.SIZES | {"model_type": "qwen3", "vocab_size": 61}
@@ -50,6 +52,18 @@ def test_cancel_ends_every_answer_where_it_stands(model, limit: int, batch_size:
     assert answer(model, cancelled=lambda: False) == whole
 
 
+def slow_down(monkeypatch: pytest.MonkeyPatch, model: Any, seconds: float) -> Any:
+    """Make the prompts' pass and every further token take so much longer; the handle ends the former."""
+    step = PlainSteps.step
+
+    def slow(self: PlainSteps, tokens: Any) -> Any:
+        time.sleep(seconds)
+        return step(self, tokens)
+
+    monkeypatch.setattr(PlainSteps, "step", slow)
+    return model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+
+
 def test_cancelled_before_the_first_token(model):
     calls: list[int] = []
     hook = model.register_forward_hook(lambda *_: calls.append(1))
@@ -60,9 +74,9 @@ def test_cancelled_before_the_first_token(model):
     assert calls == []
 
 
-def test_a_cancel_from_another_thread_costs_one_token_at_most(model):
+def test_a_cancel_from_another_thread_costs_one_token_at_most(model, monkeypatch: pytest.MonkeyPatch):
     """The model is slowed to 20 ms a token, so that the cancel falls into a pass through it."""
-    hook = model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    hook = slow_down(monkeypatch, model, 0.02)
     times: list[float] = []
     stop = threading.Event()
     moments: list[float] = []
@@ -86,9 +100,9 @@ def test_a_cancel_from_another_thread_costs_one_token_at_most(model):
     assert sum(moment > moments[0] for moment in times) <= 1
 
 
-def test_the_measurement(model):
+def test_the_measurement(model, monkeypatch: pytest.MonkeyPatch):
     slow = 0.004
-    hook = model.register_forward_pre_hook(lambda *_: time.sleep(slow))
+    hook = slow_down(monkeypatch, model, slow)
     started = time.perf_counter()
     try:
         found = measure_streaming(model=model, tokenizer=TOKENIZER, prompts=PROMPTS, max_new_tokens=NEW)
