@@ -95,11 +95,7 @@ class _NotPlain(Exception):
 
 
 def _product(module: nn.Module) -> _Product:
-    """A linear layer, or PEFT's LoRA around one.
-
-    Raises:
-        _NotPlain: for any other module, also for quantized weights and DoRA.
-    """
+    """A linear layer, or PEFT's LoRA around one; `_NotPlain` for any other module, quantized weights and DoRA too."""
     base: Any = getattr(module, "base_layer", module)
     if type(base) is not nn.Linear:
         raise _NotPlain
@@ -202,6 +198,9 @@ class PlainDecoder:
             mask: [R, S] of the positions in it, 0 for padding.
             places: [R, 1] position of the token that comes.
             most: tokens that will come at most.
+
+        Returns:
+            The batch on its way.
         """
         return PlainSteps(self, cache, mask, places, most)
 
