@@ -22,9 +22,9 @@ from nexus.flags import Flags
 from nexus.hardware.power import DrawWindow, must_rest
 from nexus.hardware.sensors import Sensor, find_power
 from nexus.storage.run_status import STATUS_NAME, Board
-from tests import runs
+from tests import faults, runs
 
-TRACES = 500
+TRACES = faults.count(100, 500)
 
 
 def test_the_window_by_hand() -> None:
@@ -57,6 +57,7 @@ def test_the_window_is_the_integral_over_it() -> None:
             assert window.mean(now) == pytest.approx(drawn[now - seconds : now].sum() / seconds)
 
 
+@pytest.mark.faults
 def test_no_window_draws_more_than_the_budget_one_step_and_a_rest() -> None:
     """Random cards, budgets and steps: seconds of load or of rest, a poll a second, decisions at step boundaries."""
     rng, rests = random.Random(2), 0
