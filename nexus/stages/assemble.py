@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,17 @@ def make_callbacks(
     """Callbacks by name, each with what only the run knows: its files, its prompts, its memory plan."""
     capabilities, corpus, tokenizer = config["capabilities"], prepared.corpus, prepared.tokenizer
     asks = capabilities if planning.answers_prompts(config) else {}
-    examples = {name: corpus.eval_prompts(name)[:8] for name in asks}
-    prompts = {
-        example.id: SamplePrompt(ids, example.tools, make_environment(entry["environment"]), entry["max_new_tokens"])
-        for name, entry in asks.items()
-        for example, ids in zip(examples[name], encode_prompts(tokenizer, examples[name]), strict=True)
-    }
+    asked = []
+    for name, entry in asks.items():
+        examples, environment = corpus.eval_prompts(name)[:8], make_environment(entry["environment"])
+        asked.append(
+            [
+                (example.id, SamplePrompt(ids, example.tools, environment, entry["max_new_tokens"]))
+                for example, ids in zip(examples, encode_prompts(tokenizer, examples), strict=True)
+            ]
+        )
+    # the first prompt of each capability, then the second of each, so that few samples show several capabilities
+    prompts = dict(pair for row in zip_longest(*asked) for pair in row if pair is not None)
     from_run: dict[str, dict[str, Any]] = {
         "checkpoint": {
             "folder": str(checkpoint_folder(config, folder)),

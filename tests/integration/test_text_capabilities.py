@@ -24,10 +24,13 @@ def test_streaming_is_measured(door: Door, tmp_path: Path) -> None:
 
 
 def test_all_text_trains_what_can_be_trained_and_says_what_not(door: Door, tmp_path: Path) -> None:
-    finished = door("train", "+capability=all_text", "scale=quick", "run_dir=run", "method.max_steps=2")
+    samples = ("callbacks.samples.every_n_steps=2", "callbacks.samples.count=4")
+    finished = door("train", "+capability=all_text", "scale=quick", "run_dir=run", "method.max_steps=2", *samples)
     assert finished.status == 0, finished.errors
     assert "W-CFG-06  capabilities.streaming" in finished.errors
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert set(report["scores"]["after"]) == {"cot", "reasoning", "thinking", "tools"}
     assert {"nexus_reasoning", "nexus_thinking"} < set(report["data"]["sources"])
     assert "level" in report["scores"]["after"]["reasoning"]
+    shown = [json.loads(line)["id"] for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [name.split("-")[0] for name in shown] == ["cot", "reasoning", "thinking", "tools"]

@@ -165,7 +165,6 @@ COMPANY_ENDINGS = (
     "Energy",
     "Studio",
 )
-STREET_ENDINGS = ("Street", "Road", "Lane", "Avenue", "Way", "Square", "Drive", "Court")
 FIRST_NAMES = _words(
     """
     Ada Adam Agnes Aisha Alan Alba Alex Alice Amir Amy Ana Andre Anita Anna Anton Arjun Astrid Ava Ben Bianca
@@ -376,19 +375,6 @@ def city(rng: random.Random, split: str) -> str:
     if rng.random() < 0.67:
         return pick(rng, CITIES, split)
     return invented_name(rng, split, letters=0.0).capitalize()
-
-
-def country(rng: random.Random, split: str) -> str:
-    """A country of the split.
-
-    Args:
-        rng: source of randomness.
-        split: "train" or "eval".
-
-    Returns:
-        For instance "Peru".
-    """
-    return pick(rng, COUNTRIES, split)
 
 
 def company(rng: random.Random, split: str) -> str:
