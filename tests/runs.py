@@ -61,6 +61,7 @@ def _rows(count: int, count_tokens: str) -> Corpus:
         epochs=None,
         max_steps=1,
         hold_out_capabilities=True,
+        max_seq_len=1024,
     )
 
 

@@ -30,7 +30,9 @@ from tests import faults, runs
 pytestmark = pytest.mark.faults
 
 PAUSES = faults.count(6, 100)
-STORM_STEPS = PAUSES + 30
+STORM_STEPS = 3 * PAUSES + 30
+#: A step of a storm takes no less, so that the run outlasts all pauses on any machine.
+STORM_STEP_SECONDS = 0.1
 STOPS = faults.count(6, 100)
 STOP_STEPS = 40
 COOLDOWNS = faults.count(4, 20)
@@ -41,8 +43,9 @@ SLACK = 0.2
 class Reports(Callback):
     """Writes what happens in a child to a pipe, one JSON line each, with the step and a clock that both share."""
 
-    def __init__(self, pipe: int) -> None:
+    def __init__(self, pipe: int, *, least_seconds: float) -> None:
         self.pipe = pipe
+        self.least_seconds = least_seconds
         self.step = 0
 
     def tell(self, event: str, **more: Any) -> None:
@@ -58,6 +61,7 @@ class Reports(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """A step boundary."""
+        time.sleep(self.least_seconds)
         self.step = trainer.global_step
 
 
@@ -77,7 +81,9 @@ class ToldDesk(Desk):
             self.reports.tell("released")
 
 
-def controlled(folder: Path, pipe: int, *, steps: int, ambient: int, every: int, cooldown: float = 0.0) -> None:
+def controlled(
+    folder: Path, pipe: int, *, steps: int, ambient: int, every: int, cooldown: float = 0.0, least_seconds: float = 0.0
+) -> None:
     """In a child: a run under the control of signals, which ends as `stages.run` would end it."""
     import nexus.signals
 
@@ -86,7 +92,7 @@ def controlled(folder: Path, pipe: int, *, steps: int, ambient: int, every: int,
     nexus.signals._IGNORED.clear()
     nexus.signals.install()
     FLAGS.reset()
-    reports = Reports(pipe)
+    reports = Reports(pipe, least_seconds=least_seconds)
     toggle = FLAGS.toggle
     FLAGS.toggle = lambda reason: (reports.tell("asked"), toggle(reason))[1]  # type: ignore[method-assign]
     desk = ToldDesk(reports, board=Board(folder), flags=FLAGS)
@@ -155,7 +161,7 @@ def test_pauses_and_checkpoints_at_random_instants(tmp_path: Path) -> None:
     """Each pause is asked for by SIGUSR1 and ended by another; one SIGUSR2 comes anywhere, one within the pause."""
     whole, folder, rng = tmp_path / "whole", tmp_path / "run", random.Random(11)
     runs.go_on("lora", whole, steps=STORM_STEPS, ambient=1, every_n_steps=1, keep=1000, layers=1)
-    child = Child(folder, steps=STORM_STEPS, ambient=2, every=10**6)
+    child = Child(folder, steps=STORM_STEPS, ambient=2, every=10**6, least_seconds=STORM_STEP_SECONDS)
     latencies = []
     with faults.never_outliving(child.pid):
         child.wait_for("started")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -120,6 +120,17 @@ def _title(rng: random.Random, split: str) -> str:
     return words.draw(rng, split, lambda r: " ".join(words.pick(r, pool, split) for pool in pools).title())
 
 
+#: Kinds of arguments that a list of words or a form of its own gives.
+_DRAWN: dict[str, Callable[[random.Random, str], str]] = {
+    "city": words.city,
+    "country": words.country,
+    "person": words.person,
+    "code": words.code,
+    "email": words.email,
+    "date": words.date,
+}
+
+
 def sample_value(rng: random.Random, parameter: Parameter, split: str) -> Any:
     """A value that fits a parameter.
 
@@ -150,8 +161,8 @@ def sample_value(rng: random.Random, parameter: Parameter, split: str) -> Any:
             return rng.sample(words.of_split(words.NOUNS, split), rng.choice((2, 2, 3)))
         case "title":
             return _title(rng, split)
-        case "city" | "country" | "person" | "code" | "email" | "date":
-            return getattr(words, argument.kind)(rng, split)
+        case kind if kind in _DRAWN:
+            return _DRAWN[kind](rng, split)
     raise ValueError(f"argument {argument.name} has the unknown kind {argument.kind!r}")
 
 

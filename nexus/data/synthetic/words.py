@@ -377,6 +377,19 @@ def city(rng: random.Random, split: str) -> str:
     return invented_name(rng, split, letters=0.0).capitalize()
 
 
+def country(rng: random.Random, split: str) -> str:
+    """A country of the split.
+
+    Args:
+        rng: source of randomness.
+        split: "train" or "eval".
+
+    Returns:
+        For instance "Peru".
+    """
+    return pick(rng, COUNTRIES, split)
+
+
 def company(rng: random.Random, split: str) -> str:
     """An invented company.
 
