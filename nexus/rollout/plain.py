@@ -50,12 +50,13 @@ class _Product:
             out = out + (linear(linear(x.to(a.dtype), a), b) * scaling).to(out.dtype)
         return out
 
-    def merged(self) -> _Product:
-        """The same without adapters; a copy of the weight if there were some."""
+    def merged(self, dtype: torch.dtype | None) -> _Product:
+        """The same without adapters, in a number format (None: its own); a copy of the weight where that changes it."""
         weight = self.weight
         for a, b, scaling in self.adapters:
             weight = weight + (b @ a * scaling).to(weight.dtype)
-        return _Product(weight, self.bias)
+        dtype = dtype or weight.dtype
+        return _Product(weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
 class _Parts:
@@ -67,9 +68,9 @@ class _Parts:
     def __call__(self, x: Tensor) -> Tensor:
         return self.parts[0](x) if len(self.parts) == 1 else torch.cat([part(x) for part in self.parts], -1)
 
-    def joined(self) -> _Parts:
-        """One product with the rows of all."""
-        parts = [part.merged() for part in self.parts]
+    def joined(self, dtype: torch.dtype | None) -> _Parts:
+        """One product with the rows of all, in a number format (None: their own)."""
+        parts = [part.merged(dtype) for part in self.parts]
         if len(parts) == 1:
             return _Parts(parts)
         biases = [part.bias for part in parts if part.bias is not None]
@@ -157,15 +158,27 @@ def plain_decoder(model: Any) -> PlainDecoder | None:
         layers = [_layer(layer) for layer in body.layers]
     except _NotPlain:
         return None
-    if sum(weight.numel() * weight.element_size() for weight in body.layers.parameters()) <= _JOINED_BYTES:
+    # that of the products, so that autocast does not convert every weight for every token
+    device = embedding.weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if _num_bytes(body.layers) <= _JOINED_BYTES:
         for one in layers:
-            one.qkv, one.gate_up = one.qkv.joined(), one.gate_up.joined()
-            one.out, one.down = one.out.joined(), one.down.joined()
+            one.qkv, one.gate_up = one.qkv.joined(dtype), one.gate_up.joined(dtype)
+            one.out, one.down = one.out.joined(dtype), one.down.joined(dtype)
     config = base.config
     return PlainDecoder(
-        layers, embedding.weight, _norm(body.norm), head, body.rotary_emb, config.num_attention_heads,
-        config.num_key_value_heads,
-    )  # fmt: skip
+        layers=layers,
+        embedding=embedding.weight,
+        norm=_norm(body.norm),
+        head=_product(head).merged(dtype) if _num_bytes(head) <= _JOINED_BYTES else _product(head),
+        rotary=body.rotary_emb,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+    )
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 @dataclass
@@ -185,7 +198,7 @@ class PlainDecoder:
     layers: list[_Layer]
     embedding: Tensor
     norm: tuple[Tensor, float]
-    head: nn.Linear
+    head: _Product
     rotary: nn.Module
     heads: int
     kv_heads: int

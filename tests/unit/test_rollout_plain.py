@@ -118,6 +118,19 @@ def test_an_adapter_counts_as_it_stands(state: str, joined: bool, monkeypatch: p
     assert torch.allclose(found, bare, atol=1e-3) == (state == "off")
 
 
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
+def test_in_autocast_products_are_of_its_format(joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not joined:
+        monkeypatch.setattr(plain, "_JOINED_BYTES", 0)
+    model = load(FAMILY["qwen2, biases"])
+    exact, _ = step_both(model, tokens=4, prompts=(3, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = step_both(model, tokens=4, prompts=(3, 5))
+    assert found.dtype == expected.dtype == torch.bfloat16
+    rounding = float((expected - exact).norm() / exact.norm())
+    assert float((found - expected).norm() / exact.norm()) < 2 * rounding < 0.1
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_of_the_family_is_left_to_its_own_forward(name: str) -> None:
     assert plain_decoder(load(OTHERS[name])) is None
