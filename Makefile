@@ -89,7 +89,7 @@ tiny: $(VENV)/.ok ## rebuild the shipped tiny model from nothing: tokenizer, thr
 	$(call stage,nexus_tiny,experiment=pretrain_nexus_tiny)
 	$(call stage,nexus_tiny_more,experiment=pretrain_nexus_tiny_more base_model.path=outputs/nexus_tiny/package)
 	$(call stage,nexus_tiny_pieces,experiment=pretrain_nexus_tiny_pieces base_model.path=outputs/nexus_tiny_more/package)
-	cp -R outputs/nexus_tiny_pieces/package/. nexus/assets/nexus_tiny/
+	for file in outputs/nexus_tiny_pieces/package/*; do test $$(basename $$file) = README.md || cp $$file nexus/assets/nexus_tiny/; done  # the card tells of all stages
 
 clean: ## remove the virtual environment, builds and caches; outputs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
