@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -121,13 +121,8 @@ def _title(rng: random.Random, split: str) -> str:
 
 
 #: Kinds of arguments that a list of words or a form of its own gives.
-_DRAWN: dict[str, Callable[[random.Random, str], str]] = {
-    "city": words.city,
-    "country": words.country,
-    "person": words.person,
-    "code": words.code,
-    "email": words.email,
-    "date": words.date,
+_DRAWN = {
+    draw.__name__: draw for draw in (words.city, words.country, words.person, words.code, words.email, words.date)
 }
 
 
