@@ -120,12 +120,6 @@ def _title(rng: random.Random, split: str) -> str:
     return words.draw(rng, split, lambda r: " ".join(words.pick(r, pool, split) for pool in pools).title())
 
 
-#: Kinds of arguments that a list of words or a form of its own gives.
-_DRAWN = {
-    draw.__name__: draw for draw in (words.city, words.country, words.person, words.code, words.email, words.date)
-}
-
-
 def sample_value(rng: random.Random, parameter: Parameter, split: str) -> Any:
     """A value that fits a parameter.
 
@@ -156,8 +150,8 @@ def sample_value(rng: random.Random, parameter: Parameter, split: str) -> Any:
             return rng.sample(words.of_split(words.NOUNS, split), rng.choice((2, 2, 3)))
         case "title":
             return _title(rng, split)
-        case kind if kind in _DRAWN:
-            return _DRAWN[kind](rng, split)
+        case "city" | "country" | "person" | "code" | "email" | "date":
+            return getattr(words, argument.kind)(rng, split)  # each has its function there
     raise ValueError(f"argument {argument.name} has the unknown kind {argument.kind!r}")
 
 
