@@ -25,6 +25,7 @@ from nexus.callbacks.cooldown import Cooldown
 from nexus.callbacks.hang_watch import HangWatch
 from nexus.callbacks.hold import Desk
 from nexus.callbacks.metrics_csv import MetricsCsv
+from nexus.callbacks.power_budget import PowerBudget
 from nexus.callbacks.progress import TrainingProgress
 from nexus.callbacks.quiet_hours import QuietHours, minute_of_day
 from nexus.callbacks.run_control import RunControl
@@ -76,15 +77,15 @@ class Cool:
     """A sensor that costs what reading a file of the kernel costs."""
 
     def read(self) -> float:
-        """Degrees Celsius."""
+        """Degrees Celsius, or watts."""
         return 40.0 + len(Path("/proc/self/stat").read_text()) % 2
 
 
 def all_callbacks(folder: Path, desk: Desk) -> list[Callback]:
     """Everything of `conf/callbacks/default.yaml` with its settings and switched on, but for saves, answers and memory.
 
-    Samples are made every 100 steps by generating text, saves write files and the memory probe ends after two steps:
-    their cost has other measures.
+    Samples are made every 100 steps by generating text, validation by passes over rows, saves write files and the
+    memory probe ends after two steps: their cost has other measures.
     """
     config: Any = OmegaConf.to_container(compose_config("train", []).callbacks, resolve=False)
     for node in config.values():
@@ -97,9 +98,10 @@ def all_callbacks(folder: Path, desk: Desk) -> list[Callback]:
         "cooldown": Cooldown(**config["cooldown"] | on),
         "quiet_hours": QuietHours(**config["quiet_hours"] | {"desk": desk, "enabled": False}, now=minute_of_day),
         "hang_watch": HangWatch(**config["hang_watch"] | on),
-        "run_control": RunControl(pause_offload=False, desk=desk),
+        "power_budget": PowerBudget(**config["power_budget"] | on, find_power=Cool),
+        "run_control": RunControl(**config["run_control"], desk=desk),
     }
-    left_out = {"checkpoint", "samples", "memory_probe"}
+    left_out = {"checkpoint", "samples", "memory_probe", "validation"}
     assert set(made) | left_out == set(config), "a callback is missing in this benchmark"
     return list(made.values())
 

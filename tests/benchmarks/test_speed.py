@@ -5,10 +5,14 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench_pref, bench_rl
+from nexus.callbacks.hold import Desk
+from nexus.flags import Flags
+from nexus.storage.run_status import Board
+from tests.benchmarks import bench_callbacks, bench_pref, bench_rl
 from tests.benchmarks.bench_sft import rounds
 from tests.benchmarks.common import REPOSITORY, Bench
 
@@ -42,6 +46,11 @@ def test_one_step_is_faster_than_the_peers(
     assert all(title in printed for title in case.modes.values())
     assert printed.count("goal ") == len(case.comparisons)
     assert results[theirs]["seconds"] > least * results["nexus"]["seconds"]
+
+
+def test_the_cost_of_callbacks_is_that_of_all_of_them(tmp_path: Path) -> None:
+    made = bench_callbacks.all_callbacks(tmp_path, Desk(board=Board(tmp_path), flags=Flags()))
+    assert len(made) == len({type(callback) for callback in made}) == 8
 
 
 @pytest.mark.parametrize("module", [bench_pref.MODULE, bench_rl.MODULE])
