@@ -17,7 +17,7 @@ class Parking:
     """Moves what a training keeps on its GPU to host memory and back, bit for bit.
 
     State that the driver pages by itself (bitsandbytes' paged optimizers) stays where it is; so does the context of the
-    device, a few hundred MB that only the end of the process gives back.
+    device, which only the end of the process gives back.
 
     Args:
         modules: with all their weights on one device each.

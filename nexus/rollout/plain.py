@@ -1,6 +1,6 @@
 """The next token of a decoder of the Llama family, computed without its modules.
 
-A token through transformers' modules costs more time in Python than in arithmetic while a model is small. Here it costs
+While a model is small, a token through transformers' modules takes about twice as long (`make bench-rl`). Here it costs
 four matrix products a layer (query, key and value are one, gate and up another, an adapter is added to its weight), or
 as many as the model has where joined copies would take memory that training needs. Heads that share keys are handed to
 the attention as several queries, so keys are not repeated.
