@@ -125,6 +125,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
                 normalizers[part] = total
                 logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - total
                 if entropies is None and unit is None:
+                    del logits, slope
                     continue
                 if entropies is not None:
                     probs = (logits - total[:, None]).exp_()
@@ -133,6 +134,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
                     probs = logits.sub_(total[:, None]).exp_()
                 if unit is not None:
                     unit[part] = shape.gradient(probs, targets[part], None, slope) @ head
+                del logits, probs, slope  # or the next chunk's would be made beside them
         ctx.shape = shape
         if ctx.again:
             ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
@@ -170,6 +172,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, hidden[part].float())
                 elif grad_weight is not None:
                     grad_weight += grad.T @ hidden[part].to(shape.dtype)
+                del logits, slope, probs, grad
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

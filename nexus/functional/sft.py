@@ -103,6 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 part, grad = _chunk_loss(logits, targets[rows], softcap, want_grad)
                 loss += part
                 if not want_grad:
+                    del logits, grad
                     continue
                 if logit_scale != 1.0:
                     grad *= logit_scale
@@ -115,6 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, chunk)
                 elif grad_weight is not None:
                     grad_weight += grad.T @ chunk
+                del logits, grad  # or the next chunk's would be made beside them
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss

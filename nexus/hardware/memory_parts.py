@@ -224,12 +224,14 @@ def backward_bytes(facts: ModelFacts, *, tokens: int, precision: str, trains_bas
     return tokens * (3 * facts.intermediate_size * width + 3 * stream)
 
 
-def loss_bytes(facts: ModelFacts, *, positions: int, chunk: int, precision: str, trains_base: bool) -> int:
-    """Work of the chunked loss (`functional.sft`), which makes its gradients in the forward pass.
+def loss_bytes(
+    facts: ModelFacts, *, positions: int, chunk: int, precision: str, trains_base: bool, entropies: bool
+) -> int:
+    """Work of the chunked losses (`functional.sft`, `functional.logprobs`); those of one chunk are gone before the next.
 
-    A chunk's logits are one 32-bit copy, worked on in place, and with bf16 one of 16 bits. While they are made, those
-    of the chunk before are still there. A trained head adds its gradient in 32 bits (4VD), and with bf16 its copy
-    of 16 bits and, once the older chunk is gone, one product (2VD each).
+    A chunk's logits are one 32-bit copy, worked on in place, and with bf16 one of 16 bits; entropies ask for
+    probabilities beside them. A trained head adds its gradient in 32 bits (4VD), and with bf16 its copy of 16 bits and
+    one product (2VD each).
 
     Args:
         facts: the decoder.
@@ -237,18 +239,19 @@ def loss_bytes(facts: ModelFacts, *, positions: int, chunk: int, precision: str,
         chunk: positions whose logits are made together.
         precision: `fp32` or `bf16`.
         trains_base: whether the head is trained.
+        entropies: whether the method reports them, as those that sample their answers do.
 
     Returns:
         Bytes at the worst moment.
     """
     number = FLOAT32 if precision == "fp32" else FLOAT32 + 2
-    one = min(positions, chunk) * facts.vocab_size * number
-    two = min(positions, 2 * chunk) * facts.vocab_size * number
+    one = min(positions, chunk) * facts.vocab_size
+    probabilities = FLOAT32 * one if entropies else 0
     if not trains_base:
-        return two
+        return number * one + probabilities
     table = facts.vocab_size * facts.hidden_size
     half = 0 if precision == "fp32" else 2 * table
-    return FLOAT32 * table + half + max(two, one + half)
+    return max(half + number * one + probabilities, FLOAT32 * table + 2 * half + number * one)
 
 
 def cache_bytes(facts: ModelFacts, *, rows: int, tokens: int, width: int) -> int:

@@ -44,7 +44,7 @@ SETTINGS = MemorySettings(
     longest_row=32,
     target_tokens=40,
     several_micro_batches=True,
-    chunk_tokens=16,
+    chunk_tokens=32,
     score_rows=4,
     score_tokens=20,
     prompt_tokens=12,
@@ -58,7 +58,7 @@ CHECKPOINTING = {"true": "on", "offload": "offload"}
 OFFER = Offer(rank=16, parameters=600_000_000 // 50)
 EVERYTHING = Options({"lora": OFFER, "qlora": OFFER}, frozenset({"adamw_8bit"}), CHECKPOINTING)
 LAYER = 4 * 2 * 8 + 2 * (5 * 8 + 3 * 8 + 2 * 4 + 4 * 16 + 7 * 3) + 4 * (2 + 2)  # bytes of a token
-LOSS = 32 * 50 * 6  # two chunks, a 32-bit and a 16-bit copy
+LOSS = 32 * 50 * 6  # one chunk, a 32-bit and a 16-bit copy
 CACHE = 2 * 2 * 1 * 4 * 2 * 4 * 20
 PROMPTS = 4 * 12 * (3 * 16 + 4 * 8) * 2 + 2 * 4 * 50 * 4
 
