@@ -23,8 +23,6 @@ PREFERENCE = ("dpo", "orpo", "simpo", "kto", "reward_model")
 REWARDS = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "ppo")
 #: Learn to refuse, from pairs of their own; a capability is only scored beside them.
 OWN_DATA = ("safety", "anti_refusal")
-#: Capabilities that come without a reward, so that the run has to name one.
-UNREWARDED = ("reasoning", "thinking")
 
 
 def test_the_matrix_is_whole() -> None:
@@ -43,8 +41,6 @@ def test_the_matrix_is_whole() -> None:
 @pytest.mark.parametrize("method", [*IMITATION, *PREFERENCE, *REWARDS])
 def test_a_quick_run(door: Callable[..., Finished], tmp_path: Path, method: str, capability: str) -> None:
     words = [f"method={method}", f"+capability={capability}", "scale=quick", "run_dir=run"]
-    if method in REWARDS and capability in UNREWARDED:
-        words.append(f"+reward@capabilities.{capability}.rewards.answer=answer")
     done = door("train", *words)
     assert done.status == 0, done.errors
     report = json.loads((tmp_path / "run" / "report.json").read_text())
