@@ -227,7 +227,7 @@ def backward_bytes(facts: ModelFacts, *, tokens: int, precision: str, trains_bas
 def loss_bytes(
     facts: ModelFacts, *, positions: int, chunk: int, precision: str, trains_base: bool, entropies: bool
 ) -> int:
-    """Work of the chunked losses (`functional.sft`, `functional.logprobs`); those of one chunk are gone before the next.
+    """Work of the chunked losses (`functional.sft`, `functional.logprobs`); a chunk at a time.
 
     A chunk's logits are one 32-bit copy, worked on in place, and with bf16 one of 16 bits; entropies ask for
     probabilities beside them. A trained head adds its gradient in 32 bits (4VD), and with bf16 its copy of 16 bits and
