@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean bench-needle bench-callbacks
+.PHONY: help run test test-all test-readme test-faults check bench bench-sft bench-pref bench-rl format tree tiny clean bench-needle bench-callbacks bench-gpu
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -66,6 +66,9 @@ bench-pref: $(VENV)/.test-ok ## DPO and ORPO against TRL and a bare loop, ten mi
 
 bench-rl: $(VENV)/.test-ok ## GRPO steps and rollouts against TRL, transformers and a bare loop, seven minutes by estimate
 	$(BIN)/python -m tests.benchmarks.bench_rl
+
+bench-gpu: $(VENV)/.test-ok ## speed and memory of 0.5 B, 1.5 B and 7 B shapes on a GPU, against the memory plan
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 bench-needle: $(VENV)/.test-ok ## retrieval beyond the trained length, with and without scaled positions, six minutes by estimate
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.needle

@@ -36,8 +36,8 @@ def rollout_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             "E-CFG-09",
             key,
             f"method={method['name']} learns from rewards, and rows of your own have none",
-            "put their card under a capability, whose rewards then judge the answers: "
-            "+dataset@capabilities.tools.sources.mine=NAME",
+            "put their card under a capability, whose rewards then judge the answers (rows have prompt and gold): "
+            "+dataset@capabilities.NAME.sources.mine=files capabilities.NAME.sources.mine.path=FILE",
         )
     owners: dict[str, str] = {}
     for name, entry in trained.items():

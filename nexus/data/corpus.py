@@ -7,16 +7,15 @@ validation, else a share of the own training rows, and the evaluation split of e
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nexus.data.describe import describe_rows, plain_text_remarks, unmeasured_remarks
+from nexus.data.describe import describe_rows, sft_remarks, unmeasured_remarks
 from nexus.data.duplicates import exact_duplicates, shared_rows
 from nexus.data.formats import to_example
 from nexus.data.hub import read_hub
-from nexus.data.mixture import smaller, split_held_out, weighted
+from nexus.data.mixture import count_steps, smaller, split_held_out, weighted
 from nexus.data.pairs import insist_on_both_labels, limit_pairs, measured_pairs, rows_of_pairs, tokenize_pairs
 from nexus.data.progress import track
 from nexus.data.sources import BadRows, Row, generate_rows, read_path
@@ -202,6 +201,26 @@ class Corpus:
             self.bad_rows.refuse(error)
         return found
 
+    def looked_at(self) -> tuple[CorpusRows, Sequence[AnyRow]]:
+        """All rows as the method reads them, whatever their length: as plain tokens, and with their parts.
+
+        Returns:
+            The rows, and those to train on once more: of pairs whole groups, not judged answers with a neighbor's.
+
+        Raises:
+            NexusError: as `setup`.
+        """
+        if self.view != "preference":
+            found = self.tokenized("fit")
+            return found, found.rows
+        pairs, held_out = (
+            list(tokenize_pairs(self.tokenizer, examples, refuse=self.bad_rows.refuse, counts=RowCounts()))
+            for examples in self._examples("fit")
+        )
+        if self.judged and pairs:
+            insist_on_both_labels(pairs)
+        return CorpusRows(flat_rows(pairs), flat_rows(held_out), self.bad_rows.errors), pairs
+
     def keep(self) -> None:
         """Let the cache write what was tokenized, now that nothing is left that could refuse the rows."""
         if self.cache is not None:
@@ -283,6 +302,8 @@ class Corpus:
         found: Sequence[AnyRow]
         if self.view == "preference":
             pairs, counts = self._pairs(examples, "tokenizing pairs")
+            if self.judged and pairs and total == len(examples):  # all of them: those to come may have the other label
+                insist_on_both_labels(pairs)
             num_tokenized, found = len(pairs), rows_of_pairs(pairs, judged=self.judged) if pairs else []
         else:
             found, counts = self._limit(self._tokenize(examples, "tokenizing"))
@@ -360,7 +381,7 @@ class Corpus:
 
     def describe(self) -> str:
         """One paragraph for the console."""
-        remarks = plain_text_remarks(self.flat, count_tokens=self.count_tokens) if self.view == "sft" else []
+        remarks = sft_remarks(self.flat, count_tokens=self.count_tokens) if self.view == "sft" else []
         if self.judged:
             remarks = unmeasured_remarks(self.unmeasured, measured=len(self.held_out_rows))
         return describe_rows(self.summary(), rows_per_step=self.global_batch_size, remarks=remarks)
@@ -464,26 +485,3 @@ class Corpus:
         tokenized = tokenize_pairs(self.tokenizer, examples, refuse=self.bad_rows.refuse, counts=counts)
         pairs = list(track(tokenized, title, total=len(examples)))
         return limit_pairs(pairs, max_seq_len=self.max_seq_len, long_rows=self.long_rows, counts=counts), counts
-
-
-def count_steps(num_rows: int, *, global_batch_size: int, epochs: float | None, max_steps: int | None) -> int:
-    """Optimizer steps of a phase: all epochs, but at most `max_steps`.
-
-    Args:
-        num_rows: rows of the data set.
-        global_batch_size: rows of a step.
-        epochs: passes over the rows; a fraction stops within one. None: only `max_steps` counts.
-        max_steps: upper limit; None is no limit.
-
-    Returns:
-        At least 1.
-
-    Raises:
-        ValueError: if neither limit is given.
-    """
-    limits = [] if max_steps is None else [max_steps]
-    if epochs is not None:
-        limits.append(math.ceil(epochs * math.ceil(num_rows / global_batch_size)))
-    if not limits:
-        raise ValueError("give epochs, max_steps or both")
-    return max(1, min(limits))

@@ -65,21 +65,30 @@ def unmeasured_remarks(unmeasured: int, *, measured: int) -> list[str]:
     return lines
 
 
-def plain_text_remarks(rows: TokenRows, *, count_tokens: str) -> list[str]:
-    """That of plain text every token is learned, where only answers were to be.
+def sft_remarks(rows: TokenRows, *, count_tokens: str) -> list[str]:
+    """That of plain text every token is learned, where only answers were to be, and of an empty answer only its end.
 
     Args:
         rows: to train on.
         count_tokens: `completion` or `all`.
 
     Returns:
-        One line `W-DAT-43  what`, or none.
+        Lines `W-DAT-nn  what`, or none.
     """
+    if count_tokens == "all":
+        return []
+    lines = []
+    empty = int(((rows.targets == 1) & (rows.lengths > 2)).sum())
+    if empty:
+        lines.append(
+            f"W-DAT-44  {empty:,} of {len(rows):,} rows have an empty answer: of such a row nothing but the end is "
+            "learned, so the model learns to say nothing -- leave them out if that is not meant"
+        )
     # A conversation has at least the words around an answer, which are not learned; a text has nothing but itself.
     whole = int(((rows.targets == rows.lengths - 1) & (rows.lengths > 1)).sum())
-    if count_tokens == "all" or not whole:
-        return []
-    return [
-        f"W-DAT-43  {whole:,} of {len(rows):,} rows are plain text, without question and answer: every token of them "
-        "is learned, as method=cpt does -- choose it if that is meant, else give prompt and completion"
-    ]
+    if whole:
+        lines.append(
+            f"W-DAT-43  {whole:,} of {len(rows):,} rows are plain text, without question and answer: every token of "
+            "them is learned, as method=cpt does -- choose it if that is meant, else give prompt and completion"
+        )
+    return lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -82,6 +82,7 @@ def to_example(row: Row, *, place: str, source: str, view: str, fields: dict[str
             same.
     """
     _insist_on_unicode(row, place)
+    empty = sorted(key for key, value in row.items() if value is None)
     row = {key: value for key, value in row.items() if value is not None}
     for ours, theirs in fields.items():
         if theirs in row:
@@ -92,7 +93,7 @@ def to_example(row: Row, *, place: str, source: str, view: str, fields: dict[str
         raise NexusError("E-DAT-12", f"the row is of schema {name}: {why}", where=place, remedy=remedy)
     schema = next((s for s in SCHEMAS if s.view == view and all(key in row for key in s.needs)), None)
     if schema is None:
-        raise _unknown(row, place, view)
+        raise _unknown(row, place, view, empty)
     try:
         parts = schema.convert(row)
         if "text" not in parts:
@@ -138,7 +139,11 @@ def _refused(row: Row, view: str) -> tuple[str, str, str] | None:
     return None if found is None else (found.name, found.why, found.remedy)
 
 
-def _unknown(row: Row, place: str, view: str) -> NexusError:
+_RENAME = "rename the columns (fields of a dataset card do)"
+
+
+def _unknown(row: Row, place: str, view: str, empty: Sequence[str]) -> NexusError:
+    """What to say of a row that no schema fits; `empty` are its columns without a value."""
     other = next((s for s in SCHEMAS if all(key in row for key in s.needs)), None)
     keys = ", ".join(sorted(row)) or "none"
     if other is not None:
@@ -156,6 +161,20 @@ def _unknown(row: Row, place: str, view: str) -> NexusError:
         ]
         return sum(best) / len(best)
 
+    if empty:
+        return NexusError(
+            "E-DAT-12",
+            f"the row has no value in {', '.join(empty)}, and what is left ({keys}) is no known schema",
+            where=place,
+            remedy="fill it in, or leave some rows out with data.max_bad_rows=N",
+        )
+    if len(row) == 1 and (separator := next((mark for mark in ";|" if mark in keys), None)) is not None:
+        return NexusError(
+            "E-DAT-12",
+            f"the row has one column, {keys!r}: its file seems to be separated by {separator!r}",
+            where=place,
+            remedy="separate by commas (.csv) or tabs (.tsv)",
+        )
     near = max(candidates, key=likeness)
     missing = ", ".join(key for key in near.needs if key not in row)
     others = "; ".join("+".join(s.needs) for s in candidates if s is not near)
@@ -163,7 +182,8 @@ def _unknown(row: Row, place: str, view: str) -> NexusError:
         "E-DAT-12",
         f"no known schema has these columns: {keys}; the nearest is {'+'.join(near.needs)}, missing: {missing}",
         where=place,
-        remedy=f"rename the columns (fields of a dataset card do); also known: {others}",
+        remedy=f"{'give gold, what a right answer is, to every prompt' if missing == 'gold' else _RENAME}; also known: "
+        f"{others}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from typing import TypeVar
@@ -71,3 +72,26 @@ def content(example: Example) -> str:
 def smaller(limit: int | None, other: int | None) -> int | None:
     """The smaller of two limits; None is no limit."""
     return min((value for value in (limit, other) if value is not None), default=None)
+
+
+def count_steps(num_rows: int, *, global_batch_size: int, epochs: float | None, max_steps: int | None) -> int:
+    """Optimizer steps of a phase: all epochs, but at most `max_steps`.
+
+    Args:
+        num_rows: rows of the data set.
+        global_batch_size: rows of a step.
+        epochs: passes over the rows; a fraction stops within one. None: only `max_steps` counts.
+        max_steps: upper limit; None is no limit.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        ValueError: if neither limit is given.
+    """
+    limits = [] if max_steps is None else [max_steps]
+    if epochs is not None:
+        limits.append(math.ceil(epochs * math.ceil(num_rows / global_batch_size)))
+    if not limits:
+        raise ValueError("give epochs, max_steps or both")
+    return max(1, min(limits))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nexus.data.corpus import Corpus, CorpusSample
@@ -14,7 +14,7 @@ from nexus.data.mixture import smaller
 from nexus.data.sources import BadRows
 from nexus.data.template import RowCounts, encode_prompts
 from nexus.data.token_cache import CorpusRows
-from nexus.data.token_rows import TokenRows, flat_rows
+from nexus.data.token_rows import AnyRow, TokenRows, flat_rows
 from nexus.errors import NexusError
 from nexus.types import Example, TokenizedPrompt
 
@@ -53,23 +53,17 @@ class PromptCorpus(Corpus):
         self.duplicates = int(exact_duplicates(self.flat).sum())
         self.data_sha256 = _sha256(self.rows)
 
-    def tokenized(self, stage: str | None = None, *, before_reading: Callable[[], None] | None = None) -> CorpusRows:
-        """All prompts as tokens, whatever their length; nothing of them is learned.
-
-        Args:
-            stage: as in `setup`.
-            before_reading: as in `setup`.
+    def looked_at(self) -> tuple[CorpusRows, Sequence[AnyRow]]:
+        """All prompts as tokens, whatever their length, and with their gold.
 
         Returns:
-            The prompts before `max_seq_len` applies.
+            The prompts, nothing of which is learned, and once more with their parts.
 
         Raises:
             NexusError: as `setup`.
         """
-        if before_reading is not None:
-            before_reading()
-        rows = self._encoded([] if stage == "test" else self._prompts())
-        return CorpusRows(flat_rows(rows), TokenRows.of(()), self.bad_rows.errors)  # type: ignore[arg-type]
+        prompts: Any = self._encoded(self._prompts())
+        return CorpusRows(flat_rows(prompts), TokenRows.of(()), self.bad_rows.errors), prompts
 
     def sample(self, count: int) -> CorpusSample:
         """The first prompts of each source.

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 
 from nexus.data.collate import Rows, collate_step
-from nexus.data.corpus import count_steps
+from nexus.data.mixture import count_steps
 from nexus.types import LossUnit, MicroBatch
 
 

@@ -82,6 +82,15 @@ def memory_problem(plan: MemoryPlan, *, limit_bytes: int, limit_key: str, option
         return None
     phase = plan.peak
     biggest = max(phase.items, key=lambda item: item.num_bytes)
+    overhead = plan.settings.overhead_bytes
+    if overhead >= limit_bytes:
+        return Problem(
+            "E-MEM-01",
+            limit_key,
+            f"the limit is {format_bytes(limit_bytes)}, and {format_bytes(overhead)} go to what is not tensors: the "
+            "interpreter and its libraries, or a device's context (hardware.overhead_gib)",
+            f"raise {limit_key} to {format_bytes(plan.total_bytes)} or more",
+        )
     found = remedies(plan, limit_bytes=limit_bytes, options=options)
     return Problem(
         "E-MEM-01",

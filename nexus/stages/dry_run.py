@@ -10,8 +10,10 @@ from rich.table import Table
 
 from nexus.config.capabilities import own_entry
 from nexus.config.check import config_yaml
-from nexus.data.corpus import CorpusSample, count_steps
+from nexus.data.corpus import CorpusSample
+from nexus.data.describe import sft_remarks
 from nexus.data.masked_sample import masked_sample
+from nexus.data.mixture import count_steps
 from nexus.hardware.memory_plan import MemoryPlan, format_bytes
 from nexus.models.facts import is_here
 from nexus.models.published import published_config, quantization
@@ -56,6 +58,9 @@ def show(config: dict[str, Any]) -> None:
     if sample is not None:
         console.rule("one row as the model sees it (learned tokens in green)")
         console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
+        if config["method"]["view"] == "sft":
+            for remark in sft_remarks(sample.flat, count_tokens=config["method"]["count_tokens"]):
+                _tell(console, f"{remark} (of the first rows)")
     console.rule("plan")
     if sample is None:
         _tell(

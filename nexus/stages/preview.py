@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
-from nexus.data.describe import plain_text_remarks
+from nexus.data.describe import sft_remarks
 from nexus.data.duplicates import exact_duplicates, near_duplicates, repeats, shared_rows
 from nexus.data.masked_sample import masked_sample
+from nexus.data.pairs import longest_row
 from nexus.data.token_cache import CorpusRows
-from nexus.data.token_rows import TokenRows
+from nexus.data.token_rows import AnyRow, TokenRows
 from nexus.errors import NexusError
 from nexus.stages.prepare import prepare
 from nexus.stages.tables import open_console, print_table
 from nexus.storage.atomic import atomic_path
+from nexus.types import TokenizedGroup
 
 _PERCENTILES = (50, 90, 99)
 _BAD_ROWS_SHOWN = 3
@@ -80,7 +83,7 @@ def preview(config: dict[str, Any]) -> dict[str, Lengths]:
     started = time.perf_counter()
     prepared = prepare({**config, "data": config["data"] | {"max_bad_rows": _ANY_NUMBER}})
     corpus = prepared.corpus
-    found = corpus.tokenized("fit")
+    found, shown = corpus.looked_at()
     if not len(found.rows):
         raise NexusError(
             "E-DAT-13",
@@ -90,24 +93,40 @@ def preview(config: dict[str, Any]) -> dict[str, Lengths]:
         )
     corpus.keep()
     console = open_console()
-    _show_rows(console, prepared.tokenizer, found.rows, settings["rows"])
+    _show_rows(console, prepared.tokenizer, found.rows, shown, settings["rows"])
     console.rule("all rows")
-    facts = measure(found.rows, max_seq_len=corpus.max_seq_len, similarity=settings["near_duplicates"])
+    lengths = _row_lengths(found.rows, shown)
+    facts = measure(
+        found.rows,
+        lengths,
+        max_seq_len=corpus.max_seq_len - getattr(corpus, "answer_tokens", 0),
+        similarity=settings["near_duplicates"],
+    )
     show_facts(console, facts)
-    show_histogram(console, found.rows.lengths)
+    show_histogram(console, lengths)
     _show_remarks(console, config, found, facts["all"])
     if settings["png"] is not None:
-        plot_lengths(Path(settings["png"]), found.rows, max_seq_len=corpus.max_seq_len)
+        plot_lengths(Path(settings["png"]), found.rows, lengths, max_seq_len=corpus.max_seq_len)
         console.print(f"picture of the lengths: {settings['png']}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - started:.1f} s; nothing was trained", highlight=False)
     return facts
 
 
-def measure(rows: TokenRows, *, max_seq_len: int, similarity: float | None) -> dict[str, Lengths]:
+def _row_lengths(rows: TokenRows, shown: Sequence[AnyRow]) -> NDArray[np.int64]:
+    """[R] tokens that count against the limit; a group is as long as its prompt with the longest completion."""
+    if isinstance(shown, TokenRows) or not isinstance(shown[0], TokenizedGroup):
+        return rows.lengths
+    return np.array([longest_row(group) for group in shown if isinstance(group, TokenizedGroup)], dtype=np.int64)
+
+
+def measure(
+    rows: TokenRows, lengths: NDArray[np.int64], *, max_seq_len: int, similarity: float | None
+) -> dict[str, Lengths]:
     """Facts by source and over all.
 
     Args:
         rows: at least one row, before any limit.
+        lengths: [R] tokens that count against the limit.
         max_seq_len: longest row that training takes, in tokens.
         similarity: of near duplicates; None does not look for them.
 
@@ -116,7 +135,7 @@ def measure(rows: TokenRows, *, max_seq_len: int, similarity: float | None) -> d
     """
     copies = exact_duplicates(rows)
     near = None if similarity is None else near_duplicates(rows, similarity=similarity) & ~repeats(rows) & ~copies
-    columns = (rows.lengths, rows.targets, copies, near)
+    columns = (lengths, rows.lengths, rows.targets, copies, near)
     facts = {
         source: _facts(np.flatnonzero(rows.source_index == index), *columns, max_seq_len=max_seq_len)
         for index, source in enumerate(rows.sources)
@@ -127,6 +146,7 @@ def measure(rows: TokenRows, *, max_seq_len: int, similarity: float | None) -> d
 def _facts(
     which: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    tokens: NDArray[np.int64],
     targets: NDArray[np.int64],
     copies: NDArray[np.bool_],
     near: NDArray[np.bool_] | None,
@@ -136,7 +156,7 @@ def _facts(
     chosen = lengths[which]
     return Lengths(
         rows=len(which),
-        tokens=int(chosen.sum()),
+        tokens=int(tokens[which].sum()),
         learned=int(targets[which].sum()),
         percentiles=tuple(int(n) for n in np.percentile(chosen, _PERCENTILES, method="inverted_cdf")),
         longest=int(chosen.max()),
@@ -147,12 +167,12 @@ def _facts(
     )
 
 
-def _show_rows(console: Console, tokenizer: Any, rows: TokenRows, count: int) -> None:
-    """The first rows of every source."""
+def _show_rows(console: Console, tokenizer: Any, rows: TokenRows, shown: Sequence[AnyRow], count: int) -> None:
+    """The first rows of every source, with their parts."""
     for index, source in enumerate(rows.sources):
         for row in np.flatnonzero(rows.source_index == index)[:count]:
             console.rule(f"{escape(source)} (learned tokens in green)")
-            console.print(masked_sample(tokenizer, rows[int(row)]))
+            console.print(masked_sample(tokenizer, shown[int(row)]))
 
 
 def show_facts(console: Console, facts: dict[str, Lengths]) -> None:
@@ -191,19 +211,23 @@ def show_histogram(console: Console, lengths: NDArray[np.int64]) -> None:
 def _show_remarks(console: Console, config: dict[str, Any], found: CorpusRows, facts: Lengths) -> None:
     """What training will say about these rows, before it says so."""
     data = config["data"]
+    prompts = config["method"]["view"] == "prompts"  # are answered, and nothing of them is learned
     lines = []
-    if facts.too_long:
+    if facts.too_long and prompts:
+        lines.append(f"prompts that leave no room for their answer in data.max_seq_len: {facts.too_long:,}")
+    elif facts.too_long:
         what = {"error": "training refuses them", "drop": "training drops them", "truncate": "training cuts them"}
         remedy = f"; data.max_seq_len={facts.longest} takes all" if data["long_rows"] != "truncate" else ""
         lines.append(
             f"rows longer than data.max_seq_len={data['max_seq_len']}: {facts.too_long:,} "
             f"(data.long_rows={data['long_rows']}: {what[data['long_rows']]}{remedy})"
         )
-    unusable = len(found.bad_rows) + facts.silent
+    silent = 0 if prompts else facts.silent
+    unusable = len(found.bad_rows) + silent
     if unusable:
         verdict = "training counts them" if unusable <= data["max_bad_rows"] else "training refuses them"
         lines.append(
-            f"unusable rows: {len(found.bad_rows):,}, rows with nothing to learn: {facts.silent:,} "
+            f"unusable rows: {len(found.bad_rows):,}, rows with nothing to learn: {silent:,} "
             f"(data.max_bad_rows={data['max_bad_rows']}: {verdict})"
         )
         lines += [f"  {error}" for error in found.bad_rows[:_BAD_ROWS_SHOWN]]
@@ -211,22 +235,22 @@ def _show_remarks(console: Console, config: dict[str, Any], found: CorpusRows, f
         leaked = shared_rows(found.rows, found.held_out_rows)
         lines.append(f"held-out rows: {len(found.held_out_rows):,}, of which training rows as well: {leaked:,}")
     if config["method"]["view"] == "sft":
-        lines += plain_text_remarks(found.rows, count_tokens=config["method"]["count_tokens"])
+        lines += sft_remarks(found.rows, count_tokens=config["method"]["count_tokens"])
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def plot_lengths(path: Path, rows: TokenRows, *, max_seq_len: int) -> None:
+def plot_lengths(path: Path, rows: TokenRows, lengths: NDArray[np.int64], *, max_seq_len: int) -> None:
     """Histogram of row lengths by source; the file appears whole or not at all.
 
     Args:
         path: PNG to write, in an existing folder.
         rows: at least one row.
+        lengths: [R] tokens that count against the limit.
         max_seq_len: marked by a line, in tokens.
     """
     from matplotlib.figure import Figure
 
-    lengths = rows.lengths
     edges = np.histogram_bin_edges(lengths, bins=min(60, max(5, int(lengths.max() - lengths.min()))))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

@@ -12,7 +12,7 @@ import pytest
 from nexus.callbacks.hold import Desk
 from nexus.flags import Flags
 from nexus.storage.run_status import Board
-from tests.benchmarks import bench_callbacks, bench_pref, bench_rl
+from tests.benchmarks import bench_callbacks, bench_gpu, bench_pref, bench_rl
 from tests.benchmarks.bench_sft import rounds
 from tests.benchmarks.common import REPOSITORY, Bench
 
@@ -55,6 +55,32 @@ def test_the_cost_of_callbacks_is_that_of_all_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [bench_pref.MODULE, bench_rl.MODULE])
 def test_without_a_gpu_its_option_ends_with_one_message(module: str) -> None:
+    _insist_on_one_message(module)
+
+
+def test_the_gpu_benchmark_without_a_gpu_and_on_the_processor() -> None:
+    _insist_on_one_message(bench_gpu.MODULE)
+    command = [
+        sys.executable,
+        "-m",
+        bench_gpu.MODULE,
+        "--device",
+        "cpu",
+        "--cases",
+        "0.5b_full,7b_lora",
+        "--steps",
+        "2",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    title, _, full, lora = done.stdout.splitlines()
+    assert "small shapes" in title
+    assert full.startswith("0.5b_full")
+    assert lora.startswith("7b_lora")
+    speeds = [float(line.split()[-5].replace(",", "")) for line in (full, lora)]
+    assert min(speeds) > 0
+
+
+def _insist_on_one_message(module: str) -> None:
     command = [sys.executable, "-m", module, "--device", "cuda"]
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)

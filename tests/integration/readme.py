@@ -41,3 +41,10 @@ def commands() -> list[Command]:
             heredoc = re.search(r"<<'?(\w+)'?", line)
             waiting_for = heredoc[1] if heredoc else None
     return found
+
+
+def table_commands() -> list[str]:
+    """Every command of the train door that a table names as what shows a figure, in order."""
+    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    return [command for row in rows for command in re.findall(r"`(python -m nexus\.train [^`]+)`", row)]

@@ -22,7 +22,7 @@ Door = Callable[..., Finished]
 
 def test_readme_commands_for_own_data(door: Door, tmp_path: Path) -> None:
     texts = [command.text for command in commands() if command.section == "Your own data"]
-    write, dry_run, train, ask, chat, evaluate, resume = texts
+    write, dry_run, train, ask, chat, evaluate, resume, prompts, reward, rewarded = texts
     subprocess.run(["bash", "-c", write], cwd=tmp_path, check=True)
     rows = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [{"messages"}] * 2 + [{"prompt", "response"}] * 2
@@ -62,6 +62,12 @@ def test_readme_commands_for_own_data(door: Door, tmp_path: Path) -> None:
     before = listing(tmp_path)
     assert "the run is finished" in run(resume).output
     assert listing(tmp_path) == before
+
+    for text in (prompts, reward):
+        subprocess.run(["bash", "-c", text], cwd=tmp_path, check=True)
+    shown = run(rewarded).output
+    assert "rewards.py:short" in shown
+    assert "prompts.jsonl:1" in shown
 
 
 def test_dry_run_colors_what_is_learned(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

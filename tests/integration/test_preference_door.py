@@ -52,7 +52,7 @@ def test_the_package_is_measured_alike_by_evaluate(door: Callable[..., Finished]
 def test_dry_run_shows_the_pair_and_the_reference(door: Callable[..., Finished]) -> None:
     done = door("train", "+capability=tools", "method=dpo", "dry_run=true")
     assert done.status == 0, done.errors
-    assert "completion 2 of 2" in done.output
+    assert "--- rejected" in done.output
     assert "for the reference" in done.output
     done = door("train", "+capability=tools", "method=orpo", "dry_run=true")
     assert "for the reference" not in done.output

@@ -135,3 +135,62 @@ def test_mistakes(run_door: Callable[..., Any], tmp_path: Path, words: list[str]
     assert "Traceback" not in finished.errors
     kept = [name for name in files(tmp_path) if not name.startswith("outputs/.cache/")]
     assert kept == before
+
+
+PAIRS = [
+    {"prompt": f"What follows {n}?", "chosen": f"{n + 1}, of course", "rejected": f"{n - 1} or so"} for n in range(20)
+]
+
+
+def cells_of(shown: str, source: str) -> list[str]:
+    [line] = [line for line in shown.splitlines() if line.startswith(f"│ {source}")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_pairs_are_shown_as_the_method_reads_them(run_door: Callable[..., Any], tmp_path: Path, method: str) -> None:
+    equal = {"prompt": "Same?", "chosen": "Yes.", "rejected": "Yes."}
+    train = f"data.train={write(tmp_path / 'pairs.jsonl', [*PAIRS, equal])}"
+    finished = run_door("preview", train, f"method={method}", "data.max_bad_rows=1")
+    assert finished.status == 0, finished.errors
+    shown = finished.output
+    assert all(f"--- {title}" in shown for title in ("chosen", "rejected"))
+    assert "1, of course" in shown or "2, of course" in shown
+    cells = cells_of(shown, "own files")
+    assert cells[1] == "19"
+    assert 0 < int(cells[3].split()[0].replace(",", "")) < int(cells[2].replace(",", ""))
+    assert cells[9] == "0"  # nothing to learn
+    assert "unusable rows: 1, rows with nothing to learn: 0 (data.max_bad_rows=1: training counts them)" in shown
+    assert "held-out rows: 1" in shown
+
+
+def test_prompts_are_not_rows_with_nothing_to_learn(run_door: Callable[..., Any]) -> None:
+    finished = run_door("preview", "+capability=tools", "method=grpo", "scale=quick")
+    assert finished.status == 0, finished.errors
+    assert "--- gold:" in finished.output
+    assert cells_of(finished.output, "nexus_tools")[1] == "16"
+    assert "unusable rows" not in finished.output
+
+
+def test_answers_of_one_label_are_refused_before_training(run_door: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"prompt": f"What follows {n}?", "completion": str(n + 1), "label": True} for n in range(8)]
+    train = f"data.train={write(tmp_path / 'good.jsonl', rows)}"
+    for door, *words in (("preview",), ("train", "dry_run=true")):
+        refused = run_door(door, train, "method=kto", *words)
+        assert refused.status == 65
+        assert "E-PREF-06" in refused.errors
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "Say nothing", "response": ""}, "W-DAT-44  21 of 21 rows have an empty answer"),
+        ({"text": "A parrot has feathers."}, "W-DAT-43  21 of 21 rows are plain text"),
+    ],
+)
+def test_what_a_dry_run_warns_of(run_door: Callable[..., Any], tmp_path: Path, row: dict[str, str], words: str) -> None:
+    train = f"data.train={write(tmp_path / 'rows.jsonl', [row] * 21)}"
+    for door, *more in (("preview",), ("train", "dry_run=true")):
+        told = run_door(door, train, "data.validation_fraction=0", *more)
+        assert told.status == 0, told.errors
+        assert words in told.output

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Finished
 from tests.integration.conftest import listing
-from tests.integration.readme import REPOSITORY, Command, commands
+from tests.integration.readme import REPOSITORY, Command, commands, table_commands
 
 pytestmark = pytest.mark.integration
 
@@ -57,6 +57,20 @@ def test_door(door: Callable[..., Finished], tmp_path: Path, text: str) -> None:
     kept = ("outputs", "outputs/.cache")  # the preview tokenizes all rows, and the next start need not
     written = [name for name in listing(tmp_path) if name not in kept and not name.startswith("outputs/.cache/tokens")]
     assert written == []
+
+
+@pytest.mark.parametrize("text", table_commands())
+def test_command_of_a_table(door: Callable[..., Finished], text: str) -> None:
+    """What shows a figure can be started; a package that another command makes is not there, so its base stands in."""
+    _, _, _, *words = shlex.split(text)
+    words = [word for word in words if not word.startswith("base_model.path=outputs/")]
+    finished = door("train", *words, "scale.rows_per_source=16", "dry_run=true")
+    assert finished.status == 0, finished.errors
+    assert finished.output.count("dry run: nothing was written") == 1
+
+
+def test_tables_name_commands() -> None:
+    assert len(table_commands()) >= 5
 
 
 @pytest.mark.parametrize("text", [command.text for command in targets()])

@@ -315,6 +315,14 @@ def test_only_what_can_be_chosen_is_suggested() -> None:
 
 def test_nothing_helps() -> None:
     plan = plan_memory(FACTS, SETTINGS)
-    problem = memory_problem(plan, limit_bytes=100, limit_key="hardware.memory_gib", options=EVERYTHING)
+    problem = memory_problem(plan, limit_bytes=1_001, limit_key="hardware.memory_gib", options=EVERYTHING)
     assert problem is not None
     assert problem.remedy == "choose a smaller base_model"
+
+
+def test_a_limit_below_what_is_not_tensors() -> None:
+    plan = plan_memory(FACTS, SETTINGS)
+    problem = memory_problem(plan, limit_bytes=1_000, limit_key="hardware.memory_gib", options=EVERYTHING)
+    assert problem is not None
+    assert "hardware.overhead_gib" in problem.message
+    assert problem.remedy == f"raise hardware.memory_gib to {format_bytes(plan.total_bytes)} or more"

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from nexus.data.corpus import count_steps
+from nexus.data.mixture import count_steps
 from nexus.data.stream import StepLoader, epoch_order
 from nexus.types import MicroBatch, TokenizedExample
 
