@@ -25,7 +25,7 @@ def test_modes_own_temperature_and_length(cfg: Callable[..., Any]) -> None:
     ("words", "code", "key"),
     [
         ((MODE,), "E-CFG-09", "capabilities"),
-        ((MODE, "+capability=thinking"), "E-CFG-09", "capabilities.thinking.rewards"),
+        ((MODE, TOOLS, "~capabilities.tools.rewards.tool_call"), "E-CFG-09", "capabilities.tools.rewards"),
         ((MODE, "+capability=[tools,streaming]"), "E-CAP-02", "capabilities.streaming"),
         ((MODE, "+capability=omni"), "E-CAP-01", "capabilities.omni"),
         ((MODE, TOOLS, "prompt=Hello"), "E-CFG-03", "prompt"),
