@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nexus.functional.products import add_product
 from nexus.functional.shapes import check_shapes
 
 
@@ -164,15 +165,14 @@ class _LinearTokenLogprobs(torch.autograd.Function):
                 logits, slope = shape.logits(hidden[part], head, bias)
                 probs = logits.sub_(normalizers[part, None]).exp_()
                 grad = shape.gradient(probs, targets[part], upstream[part], slope)
+                del logits, slope, probs  # in half precision the gradient is memory of its own
                 if grad_bias is not None:
                     grad_bias += grad.sum(0, dtype=torch.float32)
                 if grad_hidden is not None:
                     grad_hidden[part] = grad @ head
-                if grad_weight is not None and shape.dtype == torch.float32:
-                    grad_weight.addmm_(grad.T, hidden[part].float())
-                elif grad_weight is not None:
-                    grad_weight += grad.T @ hidden[part].to(shape.dtype)
-                del logits, slope, probs, grad
+                if grad_weight is not None:
+                    add_product(grad_weight, grad, hidden[part].to(shape.dtype))
+                del grad
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

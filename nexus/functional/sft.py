@@ -11,13 +11,18 @@ Signatures:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from nexus.functional.products import add_product
 from nexus.functional.shapes import check_shapes
 from nexus.types import LossOutput
+
+#: Whether backward leaves its graph for another run; what torch's own compiler asks for the same reason.
+_graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 class LogitFormLike(Protocol):
@@ -110,13 +115,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
                 grad = grad.to(compute_dtype)
+                del logits  # in half precision it is memory of its own
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad @ head
-                if grad_weight is not None and compute_dtype == sums:
-                    grad_weight.addmm_(grad.T, chunk)
-                elif grad_weight is not None:
-                    grad_weight += grad.T @ chunk
-                del logits, grad  # or the next chunk's would be made beside them
+                if grad_weight is not None:
+                    add_product(grad_weight, grad, chunk)
+                del grad  # or the next chunk's would be made beside it
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
@@ -124,9 +128,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         upstream = grad_outputs[0]
-        # not in place: backward may run twice with retain_graph
+        # in place, since the head's gradient is as large as the head; a copy if backward may run again (retain_graph)
+        scale = Tensor.mul if _graph_is_kept() else Tensor.mul_
         grads = (
-            None if grad is None else (grad * upstream).to(dtype)
+            None if grad is None else scale(grad, upstream).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*grads, None, None, None, None, None)

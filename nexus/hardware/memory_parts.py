@@ -230,8 +230,8 @@ def loss_bytes(
     """Work of the chunked losses (`functional.sft`, `functional.logprobs`); a chunk at a time.
 
     A chunk's logits are one 32-bit copy, worked on in place, and with bf16 one of 16 bits; entropies ask for
-    probabilities beside them. A trained head adds its gradient in 32 bits (4VD), and with bf16 its copy of 16 bits and
-    one product (2VD each).
+    probabilities beside them. A trained head adds its gradient in 32 bits (4VD), and with bf16 its copy of 16 bits
+    (2VD).
 
     Args:
         facts: the decoder.
@@ -251,7 +251,7 @@ def loss_bytes(
         return number * one + probabilities
     table = facts.vocab_size * facts.hidden_size
     half = 0 if precision == "fp32" else 2 * table
-    return max(half + number * one + probabilities, FLOAT32 * table + 2 * half + number * one)
+    return half + number * one + max(probabilities, FLOAT32 * table)
 
 
 def cache_bytes(facts: ModelFacts, *, rows: int, tokens: int, width: int) -> int:

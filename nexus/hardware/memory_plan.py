@@ -262,7 +262,7 @@ def _moments(facts: ModelFacts, settings: MemorySettings) -> list[MemoryPhase]:
     # third one. Of all these one is counted among the gradients, unless those of an earlier micro-batch stand there.
     extra = (2 if facts.tied else 0) + (1 if settings.several_micro_batches else 0)
     tables = MemoryItem("embedding gradient", extra * table, "made as whole tables before they are added")
-    head = MemoryItem("head gradient", 2 * table, "in 32 bits, and once more scaled by the loss's share")
+    head = MemoryItem("head gradient", table, "in 32 bits")
     moments = (
         ("the loss of the last micro-batch", [*earlier, activations, _loss(facts, settings)]),
         ("the start of the last backward pass", [*earlier, activations, head]),

@@ -18,7 +18,13 @@ def memory_in_use_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.memory_allocated())
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    # read in every logged step: without the layers of Path, which take longer than the rest of the row
+    file = os.open("/proc/self/statm", os.O_RDONLY)
+    try:
+        pages = int(os.read(file, 256).split()[1])
+    finally:
+        os.close(file)
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory_bytes() -> int:

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from nexus.data.template import encode_prompts
 from nexus.errors import NexusError
+from nexus.hardware.processor import use_processor
 from nexus.rollout.generate import generate
 from nexus.stages import assemble
 from nexus.stages.prepare import base_facts, make_tokenizer
@@ -25,8 +24,7 @@ def chat(config: dict[str, Any]) -> None:
     Raises:
         NexusError: if the model cannot be loaded, or a conversation outgrows its context.
     """
-    if config["hardware"]["threads"]:
-        torch.set_num_threads(config["hardware"]["threads"])
+    use_processor(config["hardware"]["threads"])
     facts = base_facts(config["base_model"])
     tokenizer = make_tokenizer(config, facts)
     model = assemble.load_for_inference(config)

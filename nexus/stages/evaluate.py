@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nexus.config.check import config_sha256
 from nexus.data.mixture import content
 from nexus.data.module import NexusDataModule
 from nexus.data.token_rows import TokenRows, flat_rows
+from nexus.hardware.processor import use_processor
 from nexus.models.value_head import completion_rewards
 from nexus.stages import assemble, planning
 from nexus.stages.held_out_prompts import held_out_prompts
@@ -40,8 +39,7 @@ def evaluate(config: dict[str, Any], prepared: Prepared, output: Path | None) ->
         NexusError: if the package, the base model or the rows cannot be used.
     """
     console = open_console()
-    if config["hardware"]["threads"]:
-        torch.set_num_threads(config["hardware"]["threads"])
+    use_processor(config["hardware"]["threads"])
     answers = planning.answers_prompts(config)
     prompts = held_out_prompts(config, prepared, tell=lambda line: console.print(line, highlight=False))
     prepared.corpus.setup("test")

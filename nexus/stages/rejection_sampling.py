@@ -16,11 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nexus.data.formats import to_example
 from nexus.data.progress import track
 from nexus.errors import NexusError
+from nexus.hardware.processor import use_processor
 from nexus.rewards.registry import build_rewards
 from nexus.rollout.collect import REWARD, Collector, Task, Visit, sample_seed
 from nexus.rollout.engines import make_engine
@@ -66,8 +65,7 @@ def rejection_sampling(config: dict[str, Any]) -> Path:
         NexusError: of model, prompts or rewards; `E-RL-06` if no answer is good enough; `E-OUT-04` if the folder is
             there already.
     """
-    if config["hardware"]["threads"]:
-        torch.set_num_threads(config["hardware"]["threads"])
+    use_processor(config["hardware"]["threads"])
     console, mode = open_console(), config["mode"]
     target = _target(config)
     facts = base_facts(config["base_model"])

@@ -26,6 +26,7 @@ from nexus.data.module import NexusDataModule
 from nexus.errors import NexusError
 from nexus.flags import FLAGS, INTERRUPTED
 from nexus.hardware.memory_plan import format_bytes
+from nexus.hardware.processor import use_processor
 from nexus.hardware.usage import peak_memory_bytes
 from nexus.methods.base import Method
 from nexus.methods.reward_model import RewardModel
@@ -154,8 +155,7 @@ def _track_failure(run: Run, error: str) -> None:
 def _train(run: Run, origin: dict[str, Any], *, resume: ResumeMode | None) -> dict[str, Any]:
     started = time.perf_counter()
     config, corpus = run.config, run.prepared.corpus
-    if config["hardware"]["threads"]:
-        torch.set_num_threads(config["hardware"]["threads"])
+    use_processor(config["hardware"]["threads"])
     torch.manual_seed(config["seed"])
     run.tell(corpus.describe())
     method = assemble.make_method(config, total_steps=corpus.num_steps)

@@ -109,9 +109,10 @@ def run_loop(case: Case, model: Path, steps: int, folder: Path) -> Result:
 
 
 def run_packed(case: Case, model: Path, steps: int, folder: Path) -> Result:
-    """What one writes by hand who knows every lever: no padding, the head on learned positions only."""
+    """What one writes by hand who knows every lever: no padding, the head on learned positions only, huge pages."""
     from torch.nn.functional import cross_entropy
 
+    from nexus.hardware.processor import use_processor
     from tests.benchmarks.bare import answer_logits, bare_attention, lay_out_rows
 
     def losses(network: Any, batches: list[Any]) -> Iterator[tuple[Any, int]]:
@@ -122,6 +123,7 @@ def run_packed(case: Case, model: Path, steps: int, folder: Path) -> Result:
                     loss = cross_entropy(answer_logits(network, layout).float(), layout.targets)
                 yield loss, len(layout.targets)
 
+    use_processor(threads=1)
     return _loop(case, model, steps, losses)
 
 

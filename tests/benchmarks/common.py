@@ -129,6 +129,7 @@ def fit_nexus(
 
     from nexus.callbacks.hold import Desk
     from nexus.flags import Flags
+    from nexus.hardware.processor import use_processor
     from nexus.stages import assemble
     from nexus.storage.run_status import Board
 
@@ -140,6 +141,7 @@ def fit_nexus(
             clock.work.append(sum(micro_batch.num_target_tokens for micro_batch in batch))
             losses.append(float(pl_module.step_metrics["train/loss"]))
 
+    use_processor(settings["hardware"]["threads"])
     method = assemble.make_method(settings, total_steps=steps)
     method.configure_model()
     data = make_data(method)

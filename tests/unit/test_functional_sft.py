@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from nexus.functional.products import add_product
 from nexus.functional.sft import linear_cross_entropy, sft_loss
 from nexus.functional.shapes import ShapeError
 from nexus.models.head import LogitForm
@@ -158,3 +159,24 @@ def test_wrong_shapes_and_chunks_are_refused():
         linear_cross_entropy(hidden=hidden, weight=weight, targets=targets[:-1], bias=None, chunk_size=4)
     with pytest.raises(ValueError, match="chunk_size"):
         linear_cross_entropy(hidden=hidden, weight=weight, targets=targets, bias=None, chunk_size=0)
+
+
+def test_backward_once_scales_the_head_gradient_where_it_lies():
+    hidden, weight, _, targets = make()
+    loss = linear_cross_entropy(hidden=hidden, weight=weight, targets=targets, bias=None, chunk_size=4)
+    saved = loss.grad_fn.saved_tensors[1]
+    place, plain = saved.data_ptr(), saved.clone()
+    del saved
+    grad = torch.autograd.grad(3.0 * loss, weight)[0]
+    assert grad.data_ptr() == place
+    assert torch.equal(grad, 3.0 * plain)
+
+
+@pytest.mark.parametrize("rows", [1, 8191, 8192, 8193, 20_000])
+def test_products_of_half_precision_are_added_in_parts(rows):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(7, size, generator=generator).bfloat16() for size in (rows, 3))
+    total = torch.randn(rows, 3, generator=generator)
+    expected = total + (left.T @ right).float()
+    add_product(total, left, right)
+    assert torch.allclose(total, expected, rtol=1e-2, atol=5e-2)
