@@ -347,13 +347,11 @@ class Method(LightningModule):
         for index, micro_batch in enumerate(self.prepare_step(batch)):
             seed_micro_batch(self.seed, step=self._step, index=index)
             output = self.loss(micro_batch)
-            self.manual_backward(output.loss * micro_batch.loss_scale)
-            for name, value in {"train/loss": output.loss.detach(), **output.metrics}.items():
-                metrics[name] = (
-                    metrics[name] + value * micro_batch.loss_scale
-                    if name in metrics
-                    else (value * micro_batch.loss_scale)
-                )
+            share = output.loss * micro_batch.loss_scale
+            self.manual_backward(share)
+            shares = {name: value * micro_batch.loss_scale for name, value in output.metrics.items()}
+            for name, value in {"train/loss": share.detach(), **shares}.items():
+                metrics[name] = metrics[name] + value if name in metrics else value
         return metrics
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
