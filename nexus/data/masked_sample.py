@@ -1,26 +1,52 @@
-"""One row as the model sees it, with what is learned in color; `dry_run` prints it."""
+"""One row as the model sees it, with what is learned in color, or in brackets where there is none."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.text import Text
 
 from nexus.types import TokenizedExample, TokenizedGroup, TokenizedPrompt
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
 LEARNED, GIVEN = "bold green", "dim"
+OPEN, CLOSE = "⟦", "⟧"
 
 
-def masked_sample(tokenizer: PreTrainedTokenizerBase, row: TokenizedExample | TokenizedGroup | TokenizedPrompt) -> Text:
-    """Decode a row, learned tokens in green and the others dim; of a group the prompt once, then each completion.
+def show_sample(
+    console: Console,
+    tokenizer: PreTrainedTokenizerBase,
+    row: TokenizedExample | TokenizedGroup | TokenizedPrompt,
+    *,
+    title: str,
+) -> None:
+    """Print a row under a title that tells how learned tokens are marked: a pipe and NO_COLOR leave no green.
+
+    Args:
+        console: to print on.
+        tokenizer: the one that encoded the row.
+        row: the row.
+        title: in words.
+    """
+    color = console.color_system is not None and not console.no_color
+    console.rule(f"{escape(title)} (learned tokens {'in green' if color else f'between {OPEN} and {CLOSE}'})")
+    console.print(masked_sample(tokenizer, row, color=color))
+
+
+def masked_sample(
+    tokenizer: PreTrainedTokenizerBase, row: TokenizedExample | TokenizedGroup | TokenizedPrompt, *, color: bool
+) -> Text:
+    """Decode a row, learned tokens marked and the others dim; of a group the prompt once, then each completion.
 
     Args:
         tokenizer: the one that encoded the row.
         row: the row.
+        color: whether green marks what is learned; else brackets do.
 
     Returns:
         Printable text with a headline; special tokens are shown.
@@ -32,14 +58,14 @@ def masked_sample(tokenizer: PreTrainedTokenizerBase, row: TokenizedExample | To
     text.append("\n")
     if isinstance(row, TokenizedExample):
         # The first token has nothing before it and is never learned, whatever the mask says.
-        return text.append_text(_colored(tokenizer, row.input_ids, [False, *row.loss_mask[1:]]))
+        return text.append_text(_marked(tokenizer, row.input_ids, [False, *row.loss_mask[1:]], color))
     if isinstance(row, TokenizedPrompt):
-        text.append_text(_colored(tokenizer, row.input_ids, row.loss_mask))
+        text.append_text(_marked(tokenizer, row.input_ids, row.loss_mask, color))
         return text.append(f"\n--- gold: {row.example.gold}")
-    text.append_text(_colored(tokenizer, row.prompt_ids, [False] * len(row.prompt_ids)))
+    text.append_text(_marked(tokenizer, row.prompt_ids, [False] * len(row.prompt_ids), color))
     for title, ids, mask in parts:
         text.append(f"\n--- {title}\n")
-        text.append_text(_colored(tokenizer, ids, mask))
+        text.append_text(_marked(tokenizer, ids, mask, color))
     return text
 
 
@@ -54,9 +80,9 @@ def _parts(row: TokenizedGroup) -> list[tuple[str, list[int], list[bool]]]:
     return parts
 
 
-def _colored(tokenizer: PreTrainedTokenizerBase, tokens: list[int], counts: list[bool]) -> Text:
+def _marked(tokenizer: PreTrainedTokenizerBase, tokens: list[int], counts: list[bool], color: bool) -> Text:
     text = Text()
     for learned, run in groupby(zip(tokens, counts, strict=True), key=lambda pair: pair[1]):
-        ids = [token for token, _ in run]
-        text.append(tokenizer.decode(ids, clean_up_tokenization_spaces=False), style=LEARNED if learned else GIVEN)
+        words = tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        text.append(f"{OPEN}{words}{CLOSE}" if learned and not color else words, style=LEARNED if learned else GIVEN)
     return text

@@ -12,7 +12,7 @@ from nexus.config.capabilities import own_entry
 from nexus.config.check import config_yaml
 from nexus.data.corpus import CorpusSample
 from nexus.data.describe import sft_remarks
-from nexus.data.masked_sample import masked_sample
+from nexus.data.masked_sample import show_sample
 from nexus.data.mixture import count_steps
 from nexus.hardware.memory_plan import MemoryPlan, format_bytes
 from nexus.models.facts import is_here
@@ -56,8 +56,7 @@ def show(config: dict[str, Any]) -> None:
     # Printed only now: an error should not stand below a page of settings.
     console.print(Syntax(config_yaml(config, redact=redact), "yaml", background_color="default"))
     if sample is not None:
-        console.rule("one row as the model sees it (learned tokens in green)")
-        console.print(masked_sample(prepared.tokenizer, sample.rows[0]))
+        show_sample(console, prepared.tokenizer, sample.rows[0], title="one row as the model sees it")
         if config["method"]["view"] == "sft":
             for remark in sft_remarks(sample.flat, count_tokens=config["method"]["count_tokens"]):
                 _tell(console, f"{remark} (of the first rows)")

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 
 from nexus.data.describe import sft_remarks
 from nexus.data.duplicates import exact_duplicates, near_duplicates, repeats, shared_rows
-from nexus.data.masked_sample import masked_sample
+from nexus.data.masked_sample import show_sample
 from nexus.data.pairs import longest_row
 from nexus.data.token_cache import CorpusRows
 from nexus.data.token_rows import AnyRow, TokenRows
@@ -171,8 +170,7 @@ def _show_rows(console: Console, tokenizer: Any, rows: TokenRows, shown: Sequenc
     """The first rows of every source, with their parts."""
     for index, source in enumerate(rows.sources):
         for row in np.flatnonzero(rows.source_index == index)[:count]:
-            console.rule(f"{escape(source)} (learned tokens in green)")
-            console.print(masked_sample(tokenizer, shown[int(row)]))
+            show_sample(console, tokenizer, shown[int(row)], title=source)
 
 
 def show_facts(console: Console, facts: dict[str, Lengths]) -> None:

@@ -1,13 +1,15 @@
 """From settings to optimizer steps: own files, embedded sources, counts and the colored sample."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nexus.data.corpus import OWN_SOURCES, Corpus
-from nexus.data.masked_sample import GIVEN, LEARNED, masked_sample
+from nexus.data.masked_sample import GIVEN, LEARNED, masked_sample, show_sample
 from nexus.data.mixture import split_held_out, weighted
 from nexus.data.module import NexusDataModule
 from nexus.data.progress import track
@@ -294,9 +296,24 @@ def test_track_passes_everything_on() -> None:
 def test_masked_sample_colors_what_is_learned(tiny_tokenizer: Any, tmp_path: Path) -> None:
     data = module(tiny_tokenizer, train=write_rows(tmp_path / "own.jsonl", 1))
     data.setup()
-    text = masked_sample(tiny_tokenizer, data.rows[0])
+    text = masked_sample(tiny_tokenizer, data.rows[0], color=True)
     body = text.plain.split("\n", 1)[1]
     assert body == tiny_tokenizer.decode(data.rows[0].input_ids)
     parts = [(span.style, text.plain[span.start : span.end]) for span in text.spans]
     assert [part for style, part in parts if style == LEARNED][1:] == ["1<|im_end|>"]
     assert "What follows 0?" in next(part for style, part in parts if style == GIVEN)
+
+
+def test_sample_puts_what_is_learned_in_brackets_where_there_is_no_color(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    data = module(tiny_tokenizer, train=write_rows(tmp_path / "own.jsonl", 1))
+    data.setup()
+    shown = {}
+    for color in (None, "standard"):
+        out = io.StringIO()
+        console = Console(file=out, width=200, force_terminal=True, color_system=color, no_color=False)
+        show_sample(console, tiny_tokenizer, data.rows[0], title="a row [of mine]")
+        shown[color] = out.getvalue()
+    assert "a row [of mine] (learned tokens between ⟦ and ⟧)" in shown[None]
+    assert "⟦1<|im_end|>⟧" in shown[None]
+    assert "learned tokens in green" in shown["standard"]
+    assert "⟦" not in shown["standard"]

@@ -191,7 +191,7 @@ def test_capabilities_hold_pairs_out_too() -> None:
 
 def test_the_sample_shows_both_answers_in_color() -> None:
     [group], _ = tokenize(pair())
-    text = masked_sample(small.make_tokenizer(), group)
+    text = masked_sample(small.make_tokenizer(), group, color=True)
     green = "".join(text.plain[span.start : span.end] for span in text.spans if span.style == LEARNED)
     assert green == f"{group.num_target_tokens} learnedA cat<|im_end|>A dog<|im_end|>"
 
