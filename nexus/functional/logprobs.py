@@ -122,20 +122,24 @@ class _LinearTokenLogprobs(torch.autograd.Function):
             for start in range(0, rows, shape.chunk_size):
                 part = slice(start, start + shape.chunk_size)
                 logits, slope = shape.logits(hidden[part], head, bias)
-                total = torch.logsumexp(logits, 1)
-                normalizers[part] = total
-                logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - total
+                index = targets[part, None]
+                picked = logits.gather(1, index)
+                # torch.logsumexp would make a second [C, V]; one exponential in place serves the probabilities too
+                peak = logits.amax(1, keepdim=True)
+                exp = (logits - peak if with_entropies else logits.sub_(peak)).exp_()
+                summed = exp.sum(1, keepdim=True)
+                total = summed.log() + peak
+                normalizers[part] = total[:, 0]
+                logprobs[part] = (picked - total)[:, 0]
                 if entropies is None and unit is None:
-                    del logits, slope
+                    del logits, slope, exp
                     continue
+                probs = exp.div_(summed)
                 if entropies is not None:
-                    probs = (logits - total[:, None]).exp_()
-                    entropies[part] = total - logits.mul_(probs).sum(1)
-                else:
-                    probs = logits.sub_(total[:, None]).exp_()
+                    entropies[part] = total[:, 0] - logits.mul_(probs).sum(1)
                 if unit is not None:
                     unit[part] = shape.gradient(probs, targets[part], None, slope) @ head
-                del logits, probs, slope  # or the next chunk's would be made beside them
+                del logits, exp, probs, slope  # or the next chunk's would be made beside them
         ctx.shape = shape
         if ctx.again:
             ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
