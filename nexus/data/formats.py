@@ -16,6 +16,7 @@ from typing import Any
 
 from nexus.data.dialects import Wrong, glaive_turns, hh_turns, is_hh, without_calculator
 from nexus.data.turns import assistant, calls_of, conversation_of, json_or, text_of, tools_of, turns_of
+from nexus.data.whole_row import whole
 from nexus.errors import NexusError
 from nexus.text.answers import marked_answer, normalize_number
 from nexus.types import Example, Message
@@ -23,6 +24,7 @@ from nexus.types import Example, Message
 Row = dict[str, Any]
 Convert = Callable[[Row], dict[str, Any]]
 
+_EXTRAS = ("input", "context")
 VIEWS = ("sft", "preference", "prompts")
 _OTHER_MODALITIES = ("image", "images", "video", "videos", "audio", "audios")
 
@@ -193,6 +195,15 @@ def _system(row: Row) -> tuple[Message, ...]:
     return ({"role": "system", "content": text_of(text, column)},) if text else ()
 
 
+def _asked(row: Row, column: str, extras: Sequence[str] = ()) -> tuple[Message, ...]:
+    """System text, question, and below it what the question is about; extras may be absent or empty."""
+    prompt = turns_of(row[column], column, "user")
+    for extra in extras:
+        if row.get(extra):
+            prompt = ({"role": "user", "content": f"{prompt[0]['content']}\n\n{text_of(row[extra], extra)}"},)
+    return (*_system(row), *prompt)
+
+
 def _conversation(column: str) -> Convert:
     def convert(row: Row) -> dict[str, Any]:
         system = row.get("system") or row.get("system_prompt")
@@ -202,20 +213,18 @@ def _conversation(column: str) -> Convert:
     return convert
 
 
-def _pair(question: str, answer: str, extra: str = "", reasoning: str = "") -> Convert:
-    """A question and an answer, each a text or turns; the columns of input and reasoning may be absent or empty."""
+def _pair(question: str, answer: str, *extras: str, reasoning: str = "") -> Convert:
+    """A question and an answer, each a text or turns; the columns of extras and reasoning may be absent or empty."""
 
     def convert(row: Row) -> dict[str, Any]:
-        prompt = turns_of(row[question], question, "user")
-        if extra and row.get(extra):
-            prompt = ({"role": "user", "content": f"{prompt[0]['content']}\n\n{text_of(row[extra], extra)}"},)
+        prompt = _asked(row, question, extras)
         said, thought = row[answer], row.get(reasoning) if reasoning else None
         if thought:
             told = assistant(text_of(said, answer), reasoning=text_of(thought, reasoning), what=answer)
-            return {"messages": (*_system(row), *prompt, told)}
-        return {"messages": (*_system(row), *prompt, *turns_of(said, answer, "assistant"))}
+            return {"messages": (*prompt, told)}
+        return {"messages": (*prompt, *turns_of(said, answer, "assistant"))}
 
-    return convert
+    return whole(convert)
 
 
 def _question_answer(row: Row) -> dict[str, Any]:
@@ -276,9 +285,8 @@ def _preference(row: Row) -> dict[str, Any]:
         if asked in ("conversations", "messages"):
             prompt, _ = conversation_of(given, asked, system=row.get("system"))
         else:
-            prompt = (*_system(row), *turns_of(given, asked, "user"))
-            if asked == "instruction" and row.get("input"):
-                prompt[-1]["content"] += f"\n\n{text_of(row['input'], 'input')}"
+            extras = _EXTRAS if asked == "instruction" else ()
+            prompt = whole(lambda row: _asked(row, asked, extras))(row | {asked: given})
     else:  # whole conversations: the prompt is what they have in common, whatever else the row repeats of it
         common = 0
         while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
@@ -304,6 +312,7 @@ def _margin(row: Row) -> float | None:
     return margin
 
 
+@whole
 def _judged(row: Row) -> dict[str, Any]:
     """A single answer and whether it is a good one; the other answer of the pair does not exist."""
     good = row["label"]
@@ -322,6 +331,7 @@ def _two_responses(row: Row) -> dict[str, Any]:
     return _preference(row | {"chosen": row[f"response_{better}"], "rejected": row[f"response_{1 - better}"]})
 
 
+@whole
 def _prompt(row: Row) -> dict[str, Any]:
     gold = json_or(row["gold"], "gold")
     if not isinstance(gold, dict):
@@ -352,7 +362,7 @@ def _prompt_number(question: str, answer: str) -> Convert:
             raise Wrong(f"the final answer {gold[:40]!r} is not a number, so answers cannot be compared with it")
         return {"messages": (*_system(row), *turns_of(row[question], question, "user")), "gold": {"answer": gold}}
 
-    return convert
+    return whole(convert)
 
 
 SCHEMAS: tuple[Schema, ...] = (
@@ -391,9 +401,9 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema("query/response/thought", ("query", "response"), "sft", _pair("query", "response", reasoning="thought")),
     Schema("prompt/completion", ("prompt", "completion"), "sft", _pair("prompt", "completion")),
     Schema("prompt/response", ("prompt", "response"), "sft", _pair("prompt", "response", reasoning="thought")),
-    Schema("instruction/input/output", ("instruction", "output"), "sft", _pair("instruction", "output", "input")),
+    Schema("instruction/input/output", ("instruction", "output"), "sft", _pair("instruction", "output", *_EXTRAS)),
     Schema(
-        "instruction/context/response", ("instruction", "response"), "sft", _pair("instruction", "response", "context")
+        "instruction/context/response", ("instruction", "response"), "sft", _pair("instruction", "response", *_EXTRAS)
     ),
     Schema(
         "problem/reasoning/solution (OpenThoughts metadata)",
@@ -408,7 +418,7 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema("question/answer", ("question", "answer"), "sft", _question_answer),
     Schema("question/response", ("question", "response"), "sft", _pair("question", "response")),
     Schema("input/output", ("input", "output"), "sft", _pair("input", "output")),
-    Schema("text", ("text",), "sft", lambda row: {"text": text_of(row["text"], "text")}),
+    Schema("text", ("text",), "sft", whole(lambda row: {"text": text_of(row["text"], "text")})),
 )
 
 REFUSED: tuple[Refused, ...] = (

@@ -222,3 +222,39 @@ def test_pairs_without_a_preference_are_refused() -> None:
 def test_golds_that_no_metric_compares_are_refused() -> None:
     with pytest.raises(NexusError, match="is not a number"):
         convert({"problem": "Which sign?", "answer": "\\text{positive}"}, view="prompts")
+
+
+@pytest.mark.parametrize("answer", ["output", "response"])
+@pytest.mark.parametrize("extra", ["input", "context"])
+def test_an_instruction_is_read_with_what_it_is_about(answer: str, extra: str) -> None:
+    row = {"instruction": "Add.", extra: "1, 1", answer: "2"}
+    example = to_example(row, place="rows:1", source="rows", view="sft", fields={})
+    assert example.messages[0]["content"] == "Add.\n\n1, 1"
+    pair = {"instruction": "Add.", extra: "1, 1", "chosen": "2", "rejected": "3"}
+    example = to_example(pair, place="rows:1", source="rows", view="preference", fields={})
+    assert example.messages[-1]["content"] == "Add.\n\n1, 1"
+
+
+@pytest.mark.parametrize(
+    ("view", "row", "lost"),
+    [
+        ("sft", {"prompt": "Add.", "input": "1, 1", "response": "2"}, "input"),
+        ("sft", {"prompt": "Add.", "context": "1, 1", "completion": "2"}, "context"),
+        ("sft", {"question": "And?", "answer": "2", "history": [["Hi", "Hello"]]}, "history"),
+        ("sft", {"instruction": "And?", "output": "2", "history": [["Hi", "Hello"]]}, "history"),
+        ("sft", {"text": "Once", "system": "Be brief."}, "system"),
+        ("sft", {"prompt": "Add.", "completion": "2", "response": "3"}, "response"),
+        ("sft", {"query": "Add.", "response": "2", "system": "a", "system_prompt": "b"}, "system_prompt"),
+        ("prompts", {"question": "Add.", "answer": "2", "context": "1, 1"}, "context"),
+        ("prompts", {"prompt": "Add.", "gold": {"answer": "2"}, "input": "1, 1"}, "input"),
+        ("preference", {"prompt": "Add.", "input": "1, 1", "chosen": "2", "rejected": "3"}, "input"),
+        ("preference", {"prompt": "Add.", "input": "1, 1", "completion": "2", "label": True}, "input"),
+    ],
+)
+def test_a_row_whose_schema_would_lose_a_part_of_it_is_refused(view: str, row: dict[str, Any], lost: str) -> None:
+    with pytest.raises(NexusError) as error:
+        to_example(row, place="rows:1", source="rows", view=view, fields={})
+    assert error.value.code == "E-DAT-05"
+    assert f"what stands in {lost} would be lost" in str(error.value)
+    kept = {key: "" if key == lost else value for key, value in row.items()}
+    assert to_example(kept, place="rows:1", source="rows", view=view, fields={}).source == "rows"
