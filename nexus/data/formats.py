@@ -170,13 +170,6 @@ def _unknown(row: Row, place: str, view: str, empty: Sequence[str]) -> NexusErro
             where=place,
             remedy="fill it in, or leave some rows out with data.max_bad_rows=N",
         )
-    if len(row) == 1 and (separator := next((mark for mark in ";|" if mark in keys), None)) is not None:
-        return NexusError(
-            "E-DAT-12",
-            f"the row has one column, {keys!r}: its file seems to be separated by {separator!r}",
-            where=place,
-            remedy="separate by commas (.csv) or tabs (.tsv)",
-        )
     near = max(candidates, key=likeness)
     missing = ", ".join(key for key in near.needs if key not in row)
     others = "; ".join("+".join(s.needs) for s in candidates if s is not near)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 LEARNED, GIVEN = "bold green", "dim"
 OPEN, CLOSE = "⟦", "⟧"
+#: Of the characters that steer a terminal, all but line breaks and tabs: their picture, or their number.
+_STEERING = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {
+    code: f"\\x{code:02x}" for code in range(127, 160)
+}
 
 
 def show_sample(
@@ -61,7 +65,7 @@ def masked_sample(
         return text.append_text(_marked(tokenizer, row.input_ids, [False, *row.loss_mask[1:]], color))
     if isinstance(row, TokenizedPrompt):
         text.append_text(_marked(tokenizer, row.input_ids, row.loss_mask, color))
-        return text.append(f"\n--- gold: {row.example.gold}")
+        return text.append(f"\n--- gold: {row.example.gold}".translate(_STEERING))
     text.append_text(_marked(tokenizer, row.prompt_ids, [False] * len(row.prompt_ids), color))
     for title, ids, mask in parts:
         text.append(f"\n--- {title}\n")
@@ -83,6 +87,6 @@ def _parts(row: TokenizedGroup) -> list[tuple[str, list[int], list[bool]]]:
 def _marked(tokenizer: PreTrainedTokenizerBase, tokens: list[int], counts: list[bool], color: bool) -> Text:
     text = Text()
     for learned, run in groupby(zip(tokens, counts, strict=True), key=lambda pair: pair[1]):
-        words = tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        words = tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False).translate(_STEERING)
         text.append(f"{OPEN}{words}{CLOSE}" if learned and not color else words, style=LEARNED if learned else GIVEN)
     return text

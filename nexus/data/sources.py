@@ -412,14 +412,31 @@ def _read_csv(path: Path, name: str, bad_rows: BadRows, *, delimiter: str) -> It
             where=f"{name}:1",
             remedy="give every column a name of its own",
         )
+    if columns == 1 and (mark := next((mark for mark in ";|\t," if mark in header[0]), None)) is not None:
+        raise NexusError(
+            "E-DAT-02",
+            f"the header has one column, {header[0]!r}: the file seems to be separated by {mark!r}",
+            where=f"{name}:1",
+            remedy="separate by commas (.csv) or tabs (.tsv)",
+        )
     while True:
-        place = f"{name}:{reader.line_num + 1}"
+        lines = reader.reader.line_num  # the other one's stands still at an error
+        place = f"{name}:{lines + 1}"
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            bad_rows.refuse(NexusError("E-DAT-02", f"not valid CSV: {error}", where=place, remedy="check the quotes"))
+            wrong = NexusError("E-DAT-02", f"not valid CSV: {error}", where=place, remedy="check the quotes")
+            swallowed = reader.reader.line_num - lines
+            if swallowed > 1:  # counted as one bad row, all rows in it would be lost unseen
+                raise NexusError(
+                    "E-DAT-02",
+                    f"a quote that opens here is not closed properly, so that {swallowed} lines are one row",
+                    where=place,
+                    remedy="close the quote, and double those inside a cell; data.max_bad_rows does not pass over this",
+                ) from error
+            bad_rows.refuse(wrong)
             continue
         if None in row or None in row.values():
             have = sum(v is not None for k, v in row.items() if k is not None) + len(row.get(None) or ())

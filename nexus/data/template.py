@@ -30,7 +30,7 @@ from nexus.data.template_guard import (
 )
 from nexus.data.token_rows import TokenRows
 from nexus.errors import NexusError
-from nexus.text.think import join_think
+from nexus.text.think import THINK_CLOSE, join_think
 from nexus.types import Example, Message, TokenizedExample
 
 if TYPE_CHECKING:
@@ -430,30 +430,35 @@ def _probe(example: Example, text: str, probed: set[tuple[object, ...]]) -> None
     if example.text is not None:
         return
     fields = ("tool_calls", "reasoning_content")
+    marked = [message["role"] == "assistant" and THINK_CLOSE in message["content"] for message in example.messages]
     makeup = ((m["role"], bool(m["content"]), *(key in m for key in fields)) for m in example.messages)
-    kind = (bool(example.tools), *makeup)
+    kind = (bool(example.tools), any(marked), *makeup)
     if kind in probed:
         return
     probed.add(kind)
+    bare = "".join(text.split())  # templates may trim and indent
+
+    def stands(words: str) -> bool:
+        as_json = (json.dumps(words, ensure_ascii=ascii)[1:-1] for ascii in (True, False))  # a tool's result may be
+        return any("".join(form.split()) in bare for form in (words, *as_json))
+
     needed = [("tools", tool["function"]["name"]) for tool in example.tools]
     for message in example.messages:
         said = message["content"]
-        if message["role"] == "assistant":  # templates drop the thoughts of earlier answers, never what a user wrote
+        if message["role"] == "assistant" and not stands(said):
+            # templates drop the thoughts of earlier answers, never what a user wrote
             said = re.sub(r"<think>.*?</think>", "", said, flags=re.DOTALL)
-        needed.append((f"the {message['role']} turn", said.strip()))
+        needed.append((f"the {message['role']} turn", said))
         needed += [("tool_calls", call["function"]["name"]) for call in message.get("tool_calls", ())]
     # Some templates drop the reasoning of earlier turns on purpose, none that of the last one.
-    needed.append(("the reasoning", example.messages[-1].get("reasoning_content", "").strip()))
-    # Templates may trim, indent, or write a tool's result as JSON.
-    bare = "".join(text.split())
-    written = {
-        words: (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1]) for _, words in needed
-    }
-    lost = next((w for w, words in needed if not any("".join(s.split()) in bare for s in written[words])), None)
+    needed.append(("the reasoning", example.messages[-1].get("reasoning_content", "")))
+    lost = next((what for what, words in needed if not stands(words)), None)
     if lost is not None:
         raise NexusError(
             "E-TOK-07",
             f"the chat template leaves out {lost}",
             where=example.id,
-            remedy="choose a model whose template writes it, or set base_model.chat_template",
+            remedy=f"write a thought at the start of its answer: the template may take {THINK_CLOSE} for the end of one"
+            if any(marked)
+            else "choose a model whose template writes it, or set base_model.chat_template",
         )

@@ -270,6 +270,8 @@ def _messages(value: Any, what: str, keep_broken: bool) -> list[Message]:
         raise Wrong(f"{what} has no {content_key}")
     content = _content(value.get(content_key), f"{what}.{content_key}")
     if role == "assistant":
+        if value.get("weight") == 0:
+            raise Wrong(f"{what}.weight is 0, and every answer of a conversation is learned; end it before that answer")
         if value.get("literal") is True:  # text about marks: nothing in it is a call or reasoning
             return [_named({"role": role, "content": content}, value)]
         if tool_calls is not None and not isinstance(tool_calls, list):

@@ -180,6 +180,23 @@ def test_what_a_user_writes_in_think_tags_is_no_thought(tokenizer: Any) -> None:
     assert asked in tokenizer.decode(row.input_ids)
 
 
+def test_marks_of_a_thought_inside_an_answer(tokenizer: Any) -> None:
+    """Whichever row comes first: a template that writes all of it is right, one that drops the beginning is not."""
+    keeps = tokenizer.chat_template
+    cuts = "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+    plain = Example(id="plain", source="f", messages=(user("1?"), says("2")))
+    marked = Example(id="marked", source="f", messages=(user("How?"), says("Write <think>so</think> and go on.")))
+    for rows in ([plain, marked], [marked, plain]):
+        tokenizer.chat_template = keeps
+        row = list(tokenize_examples(tokenizer, rows, count_tokens="completion"))[rows.index(marked)]
+        assert "Write <think>so</think> and go on." in tokenizer.decode(row.input_ids)
+        tokenizer.chat_template = cuts
+        with pytest.raises(NexusError, match="leaves out the assistant turn") as caught:
+            list(tokenize_examples(tokenizer, rows, count_tokens="all"))
+        assert caught.value.where == "marked"
+        assert "at the start of its answer" in caught.value.remedy
+
+
 def test_a_template_that_forgets_the_tools(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
     with pytest.raises(NexusError, match="leaves out tools"):

@@ -317,3 +317,13 @@ def test_sample_puts_what_is_learned_in_brackets_where_there_is_no_color(tiny_to
     assert "⟦1<|im_end|>⟧" in shown[None]
     assert "learned tokens in green" in shown["standard"]
     assert "⟦" not in shown["standard"]
+
+
+def test_a_sample_cannot_steer_the_terminal(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"prompt": "a\u001b[2Jb", "response": "c\u0007\u009bd\n\te"}) + "\n", encoding="utf-8")
+    data = module(tiny_tokenizer, train=str(path))
+    data.setup()
+    text = masked_sample(tiny_tokenizer, data.rows[0], color=False).plain
+    assert "a␛[2Jb" in text
+    assert "⟦c␇\\x9bd\n\te" in text

@@ -258,3 +258,11 @@ def test_a_row_whose_schema_would_lose_a_part_of_it_is_refused(view: str, row: d
     assert f"what stands in {lost} would be lost" in str(error.value)
     kept = {key: "" if key == lost else value for key, value in row.items()}
     assert to_example(kept, place="rows:1", source="rows", view=view, fields={}).source == "rows"
+
+
+def test_an_answer_that_must_not_be_learned_is_refused() -> None:
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2", "weight": 0}]
+    with pytest.raises(NexusError, match=r"messages\[1\].weight is 0"):
+        convert({"messages": turns})
+    turns[1]["weight"] = 1
+    assert convert({"messages": turns}).messages[1]["content"] == "2"

@@ -80,6 +80,8 @@ def test_text_gives_a_row_for_each_paragraph(tmp_path: Path) -> None:
         ("a.json", "[1]", "E-DAT-05", "a.json:row 1", "int"),
         ("a.csv", "prompt,completion\na,b,c\n", "E-DAT-02", "a.csv:2", "3 cells"),
         ("a.csv", "prompt,completion\na\n", "E-DAT-02", "a.csv:2", "1 cells"),
+        ("a.csv", "prompt;completion\na, b;c\n", "E-DAT-02", "a.csv:1", "separated by ';'"),
+        ("a.tsv", "prompt,completion\na,b\n", "E-DAT-02", "a.tsv:1", "separated by ','"),
         ("a.csv", "prompt,prompt,completion\na,b,c\n", "E-DAT-02", "a.csv:1", "names 'prompt' more than once"),
         ("a.tsv", "prompt\tcompletion\tcompletion\na\tb\tc\n", "E-DAT-02", "a.tsv:1", "'completion' more than once"),
         ("a.csv", "prompt,completion\n", "E-DAT-04", "a.csv", "no rows"),
@@ -290,3 +292,11 @@ def test_latin_1_is_named(tmp_path: Path) -> None:
 def test_a_few_nuls_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"C ends its strings with \0, and so on\n" * 9)
     assert len(list(read_file(tmp_path / "a.txt", BadRows(0)))) == 1
+
+
+@pytest.mark.parametrize("rest", ["", 'e,"f"\n'])
+def test_an_open_quote_never_swallows_rows_as_one_bad_row(tmp_path: Path, rest: str) -> None:
+    path = write(tmp_path, "a.csv", f'prompt,completion\na,"b\nc,d\ne,f\n{rest}')
+    with pytest.raises(NexusError, match="lines are one row") as error:
+        list(read_path(path, BadRows(5)))
+    assert (error.value.code, error.value.where) == ("E-DAT-02", "a.csv:2")
