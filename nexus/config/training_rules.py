@@ -40,12 +40,26 @@ def training_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             "loftq fits what quantizing loses of trained weights, but the base starts from random ones",
             "adapter.init=default",
         )
+    yield from _validation_problems(config)
     if hardware["accelerator"] != "cpu":
         return
     if uses["method.optimizer"] and optimizer["paged"]:
         yield paged_needs_gpu()
     if hardware["compile"]:
         yield compile_needs_gpu()
+
+
+def _validation_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """`E-DAT-35`: own rows of which none is held out, and a held-out loss to measure while training."""
+    data, validation = config["data"], (config.get("callbacks") or {}).get("validation") or {}
+    own_alone = data["train"] and not any(entry["status"] == "ready" for entry in config["capabilities"].values())
+    if validation.get("enabled") and own_alone and not data["validation"] and not data["validation_fraction"]:
+        yield Problem(
+            "E-DAT-35",
+            "callbacks.validation.enabled",
+            "the held-out loss is to be measured while training, but data.validation_fraction=0 holds no row out",
+            "data.validation=FILE, data.validation_fraction=0.05, or callbacks.validation.enabled=false",
+        )
 
 
 def paged_needs_gpu() -> Problem:

@@ -207,7 +207,8 @@ def turns_of(value: Any, what: str, role: str | None = None, *, keep_broken: boo
     if isinstance(value, str):
         value = json_or(value, what)
     if not isinstance(value, list):
-        raise Wrong(f"{what} must be a list of turns, this is a {type(value).__name__}")
+        kinds = "a list of turns" if role is None else "text or a list of turns"
+        raise Wrong(f"{what} must be {kinds}, this is of type {type(value).__name__}")
     if not value:
         raise Wrong(f"{what} is empty")
     return tuple(turn for i, given in enumerate(value) for turn in _messages(given, f"{what}[{i}]", keep_broken))

@@ -13,6 +13,7 @@ Signatures:
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,6 +134,9 @@ def apply_lora(
                 where=f"adapter.{key}",
                 remedy="r at least 1, alpha above 0, dropout in [0, 1)",
             )
+    # PEFT imports bitsandbytes, which warns that it misses a kernel for 4 bits, where nothing is in 4 bits too
+    if not any(is_4bit(layer) for layer in model.modules()):
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(

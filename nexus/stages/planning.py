@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,25 @@ def lora_parameters(
     return total
 
 
+def _insist_on_targets(tensors: Mapping[str, StoredTensor], target_modules: str | Sequence[str]) -> None:
+    """`E-CFG-22` for a name that no stored matrix has; `models.adapters` asks the layers themselves, once loaded."""
+    if target_modules == "all-linear":
+        return
+    layers = {
+        name.split(".")[-2]
+        for name, tensor in tensors.items()
+        if "." in name and len(tensor.shape) == 2 and not any(part in name for part in _EMBEDDINGS)
+    }
+    lost = [name for name in target_modules if name.rsplit(".", 1)[-1] not in layers]
+    if lost:
+        raise NexusError(
+            "E-CFG-22",
+            f"no linear layer is called {', '.join(lost)}",
+            where="adapter.target_modules",
+            remedy=f"all-linear, or from: {', '.join(sorted(layers))}",
+        )
+
+
 def count_parameters(facts: ModelFacts, adapter: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Counts:
     """Total and trainable parameters of a model under an adapter.
 
@@ -96,9 +115,13 @@ def count_parameters(facts: ModelFacts, adapter: Mapping[str, Any], tensors: Map
 
     Returns:
         The counts.
+
+    Raises:
+        NexusError: `E-CFG-22` for a target that the model lacks.
     """
     if adapter["name"] == "none":
         return Counts(total=facts.num_parameters, trainable=facts.num_parameters, adapter=0)
+    _insist_on_targets(tensors, adapter["target_modules"])
     added = lora_parameters(
         tensors, r=adapter["r"], target_modules=adapter["target_modules"], magnitudes=adapter["name"] == "dora"
     )

@@ -74,7 +74,10 @@ def print_scores(
         cold_start: plain scores between the two; None if there was none.
     """
     if not any(after.values()):
-        line = "nothing was scored: no row is held out (data.validation_fraction), or evaluation.after is false"
+        line = (
+            "nothing was scored: no row is held out (data.validation_fraction, of the rows that differ), or "
+            "evaluation.after is false"
+        )
         console.print(line, highlight=False, soft_wrap=True)
         return
     between = ("cold start",) if cold_start is not None else ()

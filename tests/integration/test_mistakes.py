@@ -227,6 +227,21 @@ def test_what_only_machine_and_model_show(door: Refused, tmp_path: Path, words: 
     insist_on_no_run(door("train", "data.train=chats.jsonl", *words), code, tmp_path)
 
 
+@pytest.mark.parametrize("also", [(), ("dry_run=true",)])
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["method=lora", "adapter.target_modules=[q_proj,v_porj]"], "E-CFG-22", "v_porj"),
+        (["callbacks.validation.enabled=true", "data.validation_fraction=0"], "E-DAT-35", "validation_fraction"),
+    ],
+)
+def test_what_a_dry_run_tells_as_early_as_the_run(
+    refused: Refused, tmp_path: Path, words: list[str], code: str, named: str, also: tuple[str, ...]
+) -> None:
+    write_chats(tmp_path / "chats.jsonl")
+    insist(refused("train", "data.train=chats.jsonl", *words, *also), code, named)
+
+
 def test_half_a_character(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl").write_text('{"prompt": "hi \\ud83d", "response": "b"}\n')
     insist(refused("train", "data.train=cut.jsonl"), "E-DAT-34", "cut.jsonl:1")

@@ -152,7 +152,11 @@ def test_pretraining_rows_are_read_word_for_word() -> None:
             "tool_calls[0].arguments is text that is not JSON",
         ),
         ({"messages": list(WANTED), "tools": [{}]}, "E-DAT-05", "tools[0]"),
-        ({"prompt": "a", "completion": 3}, "E-DAT-05", "completion must be a list of turns"),
+        (
+            {"prompt": "a", "completion": 3},
+            "E-DAT-05",
+            "completion must be text or a list of turns",
+        ),
         ({"text": ["a"]}, "E-DAT-05", "text must be text"),
     ],
 )
