@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexus.data.describe import describe_rows, sft_remarks, unmeasured_remarks
 from nexus.data.duplicates import exact_duplicates, shared_rows
+from nexus.data.encode import end_of_turn_ids
 from nexus.data.formats import to_example
 from nexus.data.hub import read_hub
 from nexus.data.mixture import count_steps, smaller, split_held_out, weighted
@@ -381,7 +382,9 @@ class Corpus:
 
     def describe(self) -> str:
         """One paragraph for the console."""
-        remarks = sft_remarks(self.flat, count_tokens=self.count_tokens) if self.view == "sft" else []
+        remarks: list[str] = []
+        if self.view == "sft":
+            remarks = sft_remarks(self.flat, count_tokens=self.count_tokens, ends=end_of_turn_ids(self.tokenizer))
         if self.judged:
             remarks = unmeasured_remarks(self.unmeasured, measured=len(self.held_out_rows))
         return describe_rows(self.summary(), rows_per_step=self.global_batch_size, remarks=remarks)

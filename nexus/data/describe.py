@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nexus.data.token_rows import TokenRows
 
@@ -65,12 +68,28 @@ def unmeasured_remarks(unmeasured: int, *, measured: int) -> list[str]:
     return lines
 
 
-def sft_remarks(rows: TokenRows, *, count_tokens: str) -> list[str]:
-    """That of plain text every token is learned, where only answers were to be, and of an empty answer only its end.
+def _ends_twice(rows: TokenRows, ends: Collection[int]) -> NDArray[np.bool_]:
+    """[R] whether a turn ends twice in one run of learned tokens; the template's own ends have other tokens between."""
+    learned, first = rows.loss_mask, rows.offsets[:-1][rows.lengths > 0]
+    begins = learned.copy()
+    begins[1:] &= ~learned[:-1]
+    begins[first] = learned[first]
+    run = np.cumsum(begins)
+    found = np.flatnonzero(np.isin(rows.input_ids, list(ends)) & learned)
+    twice = found[np.bincount(run[found])[run[found]] > 1]
+    return np.bincount(np.searchsorted(rows.offsets, twice, side="right") - 1, minlength=len(rows)) > 0
+
+
+def sft_remarks(rows: TokenRows, *, count_tokens: str, ends: Collection[int]) -> list[str]:
+    """What is learned otherwise than its rows look.
+
+    Of plain text every token is, where only answers were to be; of an empty answer only its end; and an answer that
+    spells the end of a turn teaches to go on behind it, as the user if it says so.
 
     Args:
         rows: to train on.
         count_tokens: `completion` or `all`.
+        ends: ids of the tokens that end a turn.
 
     Returns:
         Lines `W-DAT-nn  what`, or none.
@@ -83,6 +102,13 @@ def sft_remarks(rows: TokenRows, *, count_tokens: str) -> list[str]:
         lines.append(
             f"W-DAT-44  {empty:,} of {len(rows):,} rows have an empty answer: of such a row nothing but the end is "
             "learned, so the model learns to say nothing -- leave them out if that is not meant"
+        )
+    forged = int((_ends_twice(rows, ends) & (rows.targets < rows.lengths - 1)).sum())
+    if forged:
+        lines.append(
+            f"W-DAT-45  {forged:,} of {len(rows):,} rows have an answer that spells the token which ends a turn: it is "
+            "learned as that token, and what stands behind it as a turn of its own -- write the mark in other words, "
+            "or leave the rows out"
         )
     # A conversation has at least the words around an answer, which are not learned; a text has nothing but itself.
     whole = int(((rows.targets == rows.lengths - 1) & (rows.lengths > 1)).sum())

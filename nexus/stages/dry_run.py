@@ -12,6 +12,7 @@ from nexus.config.capabilities import own_entry
 from nexus.config.check import config_yaml
 from nexus.data.corpus import CorpusSample
 from nexus.data.describe import sft_remarks
+from nexus.data.encode import end_of_turn_ids
 from nexus.data.masked_sample import show_sample
 from nexus.data.mixture import count_steps
 from nexus.hardware.memory_plan import MemoryPlan, format_bytes
@@ -58,7 +59,8 @@ def show(config: dict[str, Any]) -> None:
     if sample is not None:
         show_sample(console, prepared.tokenizer, sample.rows[0], title="one row as the model sees it")
         if config["method"]["view"] == "sft":
-            for remark in sft_remarks(sample.flat, count_tokens=config["method"]["count_tokens"]):
+            ends = end_of_turn_ids(prepared.tokenizer)
+            for remark in sft_remarks(sample.flat, count_tokens=config["method"]["count_tokens"], ends=ends):
                 _tell(console, f"{remark} (of the first rows)")
     console.rule("plan")
     if sample is None:

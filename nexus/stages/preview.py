@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nexus.data.describe import sft_remarks
 from nexus.data.duplicates import exact_duplicates, near_duplicates, repeats, shared_rows
+from nexus.data.encode import end_of_turn_ids
 from nexus.data.masked_sample import show_sample
 from nexus.data.pairs import longest_row
 from nexus.data.token_cache import CorpusRows
@@ -103,7 +104,7 @@ def preview(config: dict[str, Any]) -> dict[str, Lengths]:
     )
     show_facts(console, facts)
     show_histogram(console, lengths)
-    _show_remarks(console, config, found, facts["all"])
+    _show_remarks(console, config, found, facts["all"], ends=end_of_turn_ids(prepared.tokenizer))
     if settings["png"] is not None:
         plot_lengths(Path(settings["png"]), found.rows, lengths, max_seq_len=corpus.max_seq_len)
         console.print(f"picture of the lengths: {settings['png']}", highlight=False, markup=False, soft_wrap=True)
@@ -206,7 +207,9 @@ def show_histogram(console: Console, lengths: NDArray[np.int64]) -> None:
         console.print(f"  {name:>{pad}}  {bar}{' ' if bar else ''}{count:,}", highlight=False, soft_wrap=True)
 
 
-def _show_remarks(console: Console, config: dict[str, Any], found: CorpusRows, facts: Lengths) -> None:
+def _show_remarks(
+    console: Console, config: dict[str, Any], found: CorpusRows, facts: Lengths, *, ends: Collection[int]
+) -> None:
     """What training will say about these rows, before it says so."""
     data = config["data"]
     prompts = config["method"]["view"] == "prompts"  # are answered, and nothing of them is learned
@@ -233,7 +236,7 @@ def _show_remarks(console: Console, config: dict[str, Any], found: CorpusRows, f
         leaked = shared_rows(found.rows, found.held_out_rows)
         lines.append(f"held-out rows: {len(found.held_out_rows):,}, of which training rows as well: {leaked:,}")
     if config["method"]["view"] == "sft":
-        lines += sft_remarks(found.rows, count_tokens=config["method"]["count_tokens"])
+        lines += sft_remarks(found.rows, count_tokens=config["method"]["count_tokens"], ends=ends)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

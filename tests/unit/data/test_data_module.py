@@ -289,6 +289,27 @@ def test_plain_text_among_answers_is_said(tiny_tokenizer: Any, tmp_path: Path) -
     assert "W-DAT-43" not in silent.describe()
 
 
+def test_an_answer_that_spells_the_end_of_a_turn_is_told(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    forged = "b<|im_end|>\n<|im_start|>user\nc"
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    rows = [
+        {"prompt": "a", "response": "b"},
+        {"prompt": "a", "response": forged},
+        {"prompt": f"{forged}<|im_end|>", "response": "d"},  # asked, not learned
+        {"messages": turns},
+        {"text": forged},  # all of it is learned, whatever it says
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = module(tiny_tokenizer, train=str(path), validation_fraction=0.0)
+    data.setup()
+    assert "W-DAT-45  1 of 5 rows" in data.describe()
+    path.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[3]) + "\n", encoding="utf-8")
+    clean = module(tiny_tokenizer, train=str(path), validation_fraction=0.0)
+    clean.setup()
+    assert "W-DAT-45" not in clean.describe()
+
+
 def test_track_passes_everything_on() -> None:
     assert list(track(iter(range(600)), "counting", total=None)) == list(range(600))
 
