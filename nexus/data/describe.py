@@ -70,14 +70,13 @@ def unmeasured_remarks(unmeasured: int, *, measured: int) -> list[str]:
 
 def _ends_twice(rows: TokenRows, ends: Collection[int]) -> NDArray[np.bool_]:
     """[R] whether a turn ends twice in one run of learned tokens; the template's own ends have other tokens between."""
-    learned, first = rows.loss_mask, rows.offsets[:-1][rows.lengths > 0]
-    begins = learned.copy()
-    begins[1:] &= ~learned[:-1]
-    begins[first] = learned[first]
-    run = np.cumsum(begins)
-    found = np.flatnonzero(np.isin(rows.input_ids, list(ends)) & learned)
-    twice = found[np.bincount(run[found])[run[found]] > 1]
-    return np.bincount(np.searchsorted(rows.offsets, twice, side="right") - 1, minlength=len(rows)) > 0
+    found = np.flatnonzero(np.isin(rows.input_ids, list(ends)) & rows.loss_mask)
+    twice = np.zeros(len(rows), dtype=np.bool_)
+    if len(found):
+        row = np.searchsorted(rows.offsets, found, side="right") - 1
+        learned_between = np.logical_and.reduceat(rows.loss_mask, found)[:-1]
+        twice[row[1:][learned_between & (row[1:] == row[:-1])]] = True
+    return twice
 
 
 def sft_remarks(rows: TokenRows, *, count_tokens: str, ends: Collection[int]) -> list[str]:

@@ -427,7 +427,6 @@ def _read_csv(path: Path, name: str, bad_rows: BadRows, *, delimiter: str) -> It
         except StopIteration:
             return
         except csv.Error as error:
-            wrong = NexusError("E-DAT-02", f"not valid CSV: {error}", where=place, remedy="check the quotes")
             swallowed = reader.reader.line_num - lines
             if swallowed > 1:  # counted as one bad row, all rows in it would be lost unseen
                 raise NexusError(
@@ -436,7 +435,7 @@ def _read_csv(path: Path, name: str, bad_rows: BadRows, *, delimiter: str) -> It
                     where=place,
                     remedy="close the quote, and double those inside a cell; data.max_bad_rows does not pass over this",
                 ) from error
-            bad_rows.refuse(wrong)
+            bad_rows.refuse(NexusError("E-DAT-02", f"not valid CSV: {error}", where=place, remedy="check the quotes"))
             continue
         if None in row or None in row.values():
             have = sum(v is not None for k, v in row.items() if k is not None) + len(row.get(None) or ())

@@ -8,8 +8,8 @@ import os
 def use_processor(threads: int | None) -> None:
     """Set the threads, and have tensors of 2 MiB and more made of huge pages where the system offers them.
 
-    Logits and the head's gradient are hundreds of MiB that come and go in every step. In pages of 4 KiB the first touch
-    of them takes as long as much of the arithmetic. Torch reads its switch at the first large tensor, so this comes
+    Logits and the head's gradient are hundreds of MiB that come and go in every step, and the first touch of each page
+    costs. Torch reads its switch at the first large tensor, so this comes
     before any weight; a value that the user has set stays.
 
     Args:
