@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE_INDEX = -100
+#: Logits of a chunk on a processor at most, 256 MiB in float32; a memory plan must know them too.
+CHUNK_LOGITS = 2**26
+#: Logits of a block of rows that are read together, by kind of device: few enough for a processor's cache, enough for
+#: a GPU's launches to pay.
+BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**24}
 
 Message = dict[str, Any]
 """One chat turn: `role`, `content`, and for tools `tool_calls` or `name`/`tool_call_id`."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nexus.functional.products import add_product
+from nexus.functional.products import add_product, chunks, head_for, hidden_of, logits_of, overwrite, row_blocks
 from nexus.functional.shapes import check_shapes
 
 
@@ -63,9 +63,16 @@ class _Shape:
     temperature: float
     dtype: torch.dtype
 
-    def logits(self, hidden: Tensor, head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[C, V] float32 final logits, and where they are capped the cap's [C, V] slope."""
-        logits = (hidden.to(self.dtype) @ head.T).float()
+    def products(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """[C, V] products of a chunk, in the precision of the computation."""
+        return logits_of(hidden.to(self.dtype), head)
+
+    def logits(self, products: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[R, V] float32 final logits of some rows, and where they are capped the cap's [R, V] slope.
+
+        Overwrites float32 products.
+        """
+        logits = products.float()
         if bias is not None:
             logits += bias
         if self.scale != 1.0:
@@ -80,7 +87,7 @@ class _Shape:
         return logits, slope
 
     def gradient(self, probs: Tensor, targets: Tensor, upstream: Tensor | None, slope: Tensor | None) -> Tensor:
-        """Gradient [C, V] of the target's log-probability with respect to `hidden @ head.T`; overwrites `probs`."""
+        """Gradient [R, V] of the target's log-probability with respect to the products; overwrites `probs`."""
         grad = probs.neg_()
         index = targets[:, None]
         grad.scatter_add_(1, index, torch.ones_like(index, dtype=grad.dtype))
@@ -89,7 +96,46 @@ class _Shape:
         if slope is not None:
             grad *= slope
         factor = self.scale / self.temperature
-        return (grad if factor == 1.0 else grad.mul_(factor)).to(self.dtype)
+        return grad if factor == 1.0 else grad.mul_(factor)
+
+    def read(
+        self, products: Tensor, targets: Tensor, bias: Tensor | None, *, with_entropies: bool, want_unit: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a chunk's [C, V] products say, a few rows at a time; overwrites them, by the gradient if it is wanted.
+
+        Returns:
+            [C] log-probabilities of the targets, [C] logs of the sums of exponentials, [C] entropies (meaningless if
+            they were not asked for).
+        """
+        logprobs = torch.empty_like(targets, dtype=torch.float32)
+        normalizers, entropies = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for block in row_blocks(products):
+            logits, slope = self.logits(products[block], bias)
+            picked = logits.gather(1, targets[block, None])
+            # torch.logsumexp would make a second tensor; one exponential in place serves the probabilities too
+            peak = logits.amax(1, keepdim=True)
+            exp = (logits - peak if with_entropies else logits.sub_(peak)).exp_()
+            summed = exp.sum(1, keepdim=True)
+            total = summed.log() + peak
+            normalizers[block] = total[:, 0]
+            logprobs[block] = (picked - total)[:, 0]
+            if not with_entropies and not want_unit:
+                continue
+            probs = exp.div_(summed)
+            if with_entropies:
+                entropies[block] = total[:, 0] - logits.mul_(probs).sum(1)
+            if want_unit:
+                overwrite(products[block], self.gradient(probs, targets[block], None, slope))
+        return logprobs, normalizers, entropies
+
+    def overwrite_by_gradient(
+        self, products: Tensor, targets: Tensor, bias: Tensor | None, normalizers: Tensor, upstream: Tensor
+    ) -> None:
+        """Put the gradient of a chunk in the place of its [C, V] products, a few rows at a time."""
+        for block in row_blocks(products):
+            logits, slope = self.logits(products[block], bias)
+            probs = logits.sub_(normalizers[block, None]).exp_()
+            overwrite(products[block], self.gradient(probs, targets[block], upstream[block], slope))
 
 
 class _LinearTokenLogprobs(torch.autograd.Function):
@@ -117,29 +163,19 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         normalizers = torch.empty_like(logprobs)  # log of the sum of exponentials
         entropies = torch.empty_like(logprobs) if with_entropies else None
         unit = torch.empty_like(hidden) if want_hidden and not ctx.again else None
-        head = weight.to(shape.dtype)
+        head = head_for(shape.dtype, weight.detach())
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, rows, shape.chunk_size):
-                part = slice(start, start + shape.chunk_size)
-                logits, slope = shape.logits(hidden[part], head, bias)
-                index = targets[part, None]
-                picked = logits.gather(1, index)
-                # torch.logsumexp would make a second [C, V]; one exponential in place serves the probabilities too
-                peak = logits.amax(1, keepdim=True)
-                exp = (logits - peak if with_entropies else logits.sub_(peak)).exp_()
-                summed = exp.sum(1, keepdim=True)
-                total = summed.log() + peak
-                normalizers[part] = total[:, 0]
-                logprobs[part] = (picked - total)[:, 0]
-                if entropies is None and unit is None:
-                    del logits, slope, exp
-                    continue
-                probs = exp.div_(summed)
+            for part in chunks(hidden, weight, shape.chunk_size):
+                products = shape.products(hidden[part], head)
+                read = shape.read(
+                    products, targets[part], bias, with_entropies=with_entropies, want_unit=unit is not None
+                )
+                logprobs[part], normalizers[part] = read[:2]
                 if entropies is not None:
-                    entropies[part] = total[:, 0] - logits.mul_(probs).sum(1)
+                    entropies[part] = read[2]
                 if unit is not None:
-                    unit[part] = shape.gradient(probs, targets[part], None, slope) @ head
-                del logits, exp, probs, slope  # or the next chunk's would be made beside them
+                    unit[part] = hidden_of(products, head)
+                del products  # or the next chunk's would be made beside them
         ctx.shape = shape
         if ctx.again:
             ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
@@ -162,18 +198,17 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         # float32 sums: hundreds of chunks added up in bfloat16 would lose the small ones
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias else None
-        head = weight.to(shape.dtype)
+        head = head_for(shape.dtype, weight.detach())
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], shape.chunk_size):
-                part = slice(start, start + shape.chunk_size)
-                logits, slope = shape.logits(hidden[part], head, bias)
-                probs = logits.sub_(normalizers[part, None]).exp_()
-                grad = shape.gradient(probs, targets[part], upstream[part], slope)
-                del logits, slope, probs  # in half precision the gradient is memory of its own
+            for part in chunks(hidden, weight, shape.chunk_size):
+                products = shape.products(hidden[part], head)
+                shape.overwrite_by_gradient(products, targets[part], bias, normalizers[part], upstream[part])
+                grad = products  # their memory
+                del products
                 if grad_bias is not None:
                     grad_bias += grad.sum(0, dtype=torch.float32)
                 if grad_hidden is not None:
-                    grad_hidden[part] = grad @ head
+                    grad_hidden[part] = hidden_of(grad, head)
                 if grad_weight is not None:
                     add_product(grad_weight, grad, hidden[part].to(shape.dtype))
                 del grad
@@ -210,7 +245,7 @@ def linear_token_logprobs(
         weight: [V, D].
         targets: [N] int64 in 0..V-1.
         bias: [V] or None.
-        chunk_size: rows at a time; 256 is good in float32 on a CPU, 1,024 and more in bfloat16.
+        chunk_size: rows at a time, at most; a processor takes fewer of a large vocabulary (`products.chunks`).
         logit_scale: factor on the logits; 1 is the identity.
         softcap: c of `c * tanh(z / c)`; None for no cap.
         temperature: of the distribution, above 0; 1 is the model's own.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nexus.functional.products import add_product
+from nexus.functional.products import add_product, chunks, head_for, hidden_of, logits_of, overwrite, row_blocks
 from nexus.functional.shapes import check_shapes
 from nexus.types import LossOutput
 
@@ -41,17 +41,17 @@ class LogitFormLike(Protocol):
         """Factor on the hidden states."""
 
 
-def _chunk_loss(logits: Tensor, targets: Tensor, softcap: float | None, want_grad: bool) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood of one chunk, and its gradient with respect to the uncapped logits.
+def _rows_loss(logits: Tensor, targets: Tensor, softcap: float | None, want_grad: bool) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each row, and its gradient with respect to the uncapped logits.
 
     Args:
-        logits: [C, V] float32, scaled but not capped; overwritten.
-        targets: [C] int64.
+        logits: [R, V] float32, scaled but not capped; overwritten.
+        targets: [R] int64.
         softcap: bound of the logits.
         want_grad: False skips the gradient; the second result is then meaningless.
 
     Returns:
-        Scalar loss and [C, V] gradient (in the memory of `logits` where that is possible).
+        [R] losses and [R, V] gradient (in the memory of `logits` where that is possible).
     """
     slope = None
     if softcap is not None:
@@ -60,16 +60,61 @@ def _chunk_loss(logits: Tensor, targets: Tensor, softcap: float | None, want_gra
         logits = capped.mul_(softcap)
     index = targets[:, None]
     picked = logits.gather(1, index)
-    # one exponential serves both the loss and the softmax; in place, since [C, V] is the largest tensor of a step
+    # one exponential serves both the loss and the softmax
     peak = logits.amax(1, keepdim=True)
     exp = logits.sub_(peak).exp_()
     total = exp.sum(1, keepdim=True)
-    loss = (total.log() + peak - picked).sum()
+    losses = (total.log() + peak - picked)[:, 0]
     if not want_grad:
-        return loss, exp
+        return losses, exp
     grad = exp.div_(total)
     grad.scatter_add_(1, index, torch.full_like(picked, -1.0))
-    return loss, grad if slope is None else grad.mul_(slope)
+    return losses, grad if slope is None else grad.mul_(slope)
+
+
+def _chunk_loss(
+    logits: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    want_grad: bool,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    """Summed loss of a chunk, whose logits become their gradient, a few rows at a time.
+
+    So in half precision no float32 copy of the whole chunk is made, and the passes over a row find it in the cache.
+
+    Args:
+        logits: [C, V] products of hidden states and head; overwritten.
+        targets: [C] int64.
+        bias: [V] or None.
+        scale: factor on the logits.
+        softcap: bound of the logits.
+        want_grad: False skips the gradient.
+        grad_bias: [V] float32 that the gradient of the bias is added to, or None.
+
+    Returns:
+        Scalar, float32 (float64 for float64).
+    """
+    # at least float32, as the sums over chunks
+    losses = torch.empty_like(targets, dtype=torch.promote_types(logits.dtype, torch.float32))
+    for block in row_blocks(logits):
+        values = logits[block].to(losses.dtype)
+        if bias is not None:
+            values += bias
+        if scale != 1.0:
+            values *= scale
+        losses[block], grad = _rows_loss(values, targets[block], softcap, want_grad)
+        if not want_grad:
+            continue
+        if scale != 1.0:
+            grad *= scale
+        if grad_bias is not None:
+            grad_bias += grad.sum(0)
+        overwrite(logits[block], grad)
+    return losses.sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -95,29 +140,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
         grad_bias = torch.zeros_like(bias, dtype=sums) if want_bias and bias is not None else None
         loss = torch.zeros((), dtype=sums, device=hidden.device)
-        head = weight.to(compute_dtype)
+        head = head_for(compute_dtype, weight.detach())
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], chunk_size):
-                rows = slice(start, start + chunk_size)
+            for rows in chunks(hidden, weight, chunk_size):
                 chunk = hidden[rows].to(compute_dtype)
-                logits = (chunk @ head.T).to(sums)
-                if bias is not None:
-                    logits += bias
-                if logit_scale != 1.0:
-                    logits *= logit_scale
-                part, grad = _chunk_loss(logits, targets[rows], softcap, want_grad)
-                loss += part
-                if not want_grad:
-                    del logits, grad
-                    continue
-                if logit_scale != 1.0:
-                    grad *= logit_scale
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-                grad = grad.to(compute_dtype)
-                del logits  # in half precision it is memory of its own
+                logits = logits_of(chunk, head)
+                loss += _chunk_loss(
+                    logits, targets[rows], bias,
+                    scale=logit_scale, softcap=softcap, want_grad=want_grad, grad_bias=grad_bias,
+                )  # fmt: skip
+                grad = logits  # their memory
+                del logits
                 if grad_hidden is not None:
-                    grad_hidden[rows] = grad @ head
+                    grad_hidden[rows] = hidden_of(grad, head)
                 if grad_weight is not None:
                     add_product(grad_weight, grad, chunk)
                 del grad  # or the next chunk's would be made beside it
@@ -158,7 +193,7 @@ def linear_cross_entropy(
         weight: [V, D].
         targets: [N] int64 in 0..V-1.
         bias: [V] or None.
-        chunk_size: rows at a time; 256 is good in float32 on a CPU, 1,024 and more in bfloat16.
+        chunk_size: rows at a time, at most; a processor takes fewer of a large vocabulary (`products.chunks`).
         logit_scale: factor on the logits; 1 is the identity.
         softcap: c of `c * tanh(z / c)`; None for no cap.
 

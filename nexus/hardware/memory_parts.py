@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nexus.types import ModelFacts
+from nexus.types import BLOCK_LOGITS, ModelFacts
 
 #: Bytes per number of the computation.
 PRECISION_BYTES = {"fp32": 4, "bf16": 2}
 FLOAT32 = 4
-
+#: Numbers of an embedding from which on its size rules a step's memory (`models.embedding`, `models.head`): 64 MiB.
+LARGE_TABLE = 2**24
 #: Model types with a norm on queries and keys, and with norms behind attention and feed-forward part as well.
 _QUERY_KEY_NORM = frozenset({"qwen3", "gemma3", "gemma3_text", "olmo2"})
 _FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text"})
@@ -225,13 +226,20 @@ def backward_bytes(facts: ModelFacts, *, tokens: int, precision: str, trains_bas
 
 
 def loss_bytes(
-    facts: ModelFacts, *, positions: int, chunk: int, precision: str, trains_base: bool, entropies: bool
+    facts: ModelFacts,
+    *,
+    positions: int,
+    chunk: int,
+    precision: str,
+    trains_base: bool,
+    entropies: bool,
+    on_gpu: bool,
 ) -> int:
     """Work of the chunked losses (`functional.sft`, `functional.logprobs`); a chunk at a time.
 
-    A chunk's logits are one 32-bit copy, worked on in place, and with bf16 one of 16 bits; entropies ask for
-    probabilities beside them. A trained head adds its gradient in 32 bits (4VD), and with bf16 its copy of 16 bits
-    (2VD).
+    A chunk's logits lie in the precision of the computation and become their gradient in place, a block of rows at a
+    time; with bf16 a block has a copy in 32 bits, and entropies ask for one of their own. A trained head adds its
+    gradient in 32 bits (4VD), and with bf16 on a GPU its copy of 16 bits (2VD).
 
     Args:
         facts: the decoder.
@@ -240,18 +248,18 @@ def loss_bytes(
         precision: `fp32` or `bf16`.
         trains_base: whether the head is trained.
         entropies: whether the method reports them, as those that sample their answers do.
+        on_gpu: whether a device computes.
 
     Returns:
         Bytes at the worst moment.
     """
-    number = FLOAT32 if precision == "fp32" else FLOAT32 + 2
-    one = min(positions, chunk) * facts.vocab_size
-    probabilities = FLOAT32 * one if entropies else 0
+    logits = min(positions, chunk) * facts.vocab_size
+    block = FLOAT32 * min(logits, max(BLOCK_LOGITS["cuda"], 2 * facts.vocab_size))
+    size = PRECISION_BYTES[precision] * logits + block * ((precision == "bf16") + entropies)
     if not trains_base:
-        return number * one + probabilities
+        return size
     table = facts.vocab_size * facts.hidden_size
-    half = 0 if precision == "fp32" else 2 * table
-    return half + number * one + max(probabilities, FLOAT32 * table)
+    return size + FLOAT32 * table + (2 * table if precision == "bf16" and on_gpu else 0)
 
 
 def cache_bytes(facts: ModelFacts, *, rows: int, tokens: int, width: int) -> int:

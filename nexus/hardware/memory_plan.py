@@ -283,6 +283,7 @@ def _loss(facts: ModelFacts, settings: MemorySettings) -> MemoryItem:
         precision=settings.precision,
         trains_base=settings.trains_base,
         entropies=settings.rollout_rows > 0,
+        on_gpu=settings.on_gpu,
     )
     more = ", gradient and copy of the head" if settings.trains_base else ""
     chunk = min(settings.chunk_tokens, settings.target_tokens)

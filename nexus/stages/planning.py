@@ -21,7 +21,7 @@ from nexus.models.facts import StoredTensor, read_tensors, resolve_model
 from nexus.models.published import quantization
 from nexus.stages.row_lengths import RowLengths, longest_answer, longest_rows
 from nexus.storage.run_folder import free_space_problem
-from nexus.types import ModelFacts
+from nexus.types import CHUNK_LOGITS, ModelFacts
 
 _EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
 _OPTIMIZERS: dict[str, OptimizerKind] = {
@@ -235,6 +235,8 @@ def memory_plan_of(
         min(evaluation["batch_size"], prompts or evaluation["batch_size"]) if answer and answers_prompts(config) else 0
     )
     rollout = config["method"].get("rollout")
+    on_gpu = hardware["accelerator"] == "gpu" if on_gpu is None else on_gpu
+    chunk = config["method"]["module"].get("chunk_size", 1)  # a reward model makes one number and no logits
     settings = MemorySettings(
         precision=precision,
         storage=storage_of(config, precision),
@@ -248,13 +250,13 @@ def memory_plan_of(
         longest_row=lengths.longest,
         target_tokens=max(1, round(tokens * lengths.learned)),
         several_micro_batches=several,
-        chunk_tokens=config["method"]["module"].get("chunk_size", 1),  # a reward model makes one number and no logits
+        chunk_tokens=chunk if on_gpu else max(1, min(chunk, CHUNK_LOGITS // facts.vocab_size)),
         score_rows=rows if evaluation["before"] or evaluation["after"] else 0,
         score_tokens=prompt + answer,
         prompt_tokens=prompt,
         scores_after=evaluation["after"],
         packages=config["package"]["enabled"],
-        on_gpu=hardware["accelerator"] == "gpu" if on_gpu is None else on_gpu,
+        on_gpu=on_gpu,
         overhead_bytes=int(hardware["overhead_gib"] * GIB),
         fragmentation=hardware["fragmentation"],
         rollout_rows=0 if rollout is None else _answers_at_a_time(config),

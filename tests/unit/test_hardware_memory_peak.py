@@ -161,7 +161,7 @@ def planned_peak(facts: ModelFacts, added: int, *, precision: str, lora: bool, c
         prompt_tokens=0,
         scores_after=False,
         packages=False,
-        on_gpu=True,
+        on_gpu=False,
         overhead_bytes=0,
         fragmentation=0.0,
     )
