@@ -258,9 +258,10 @@ def _moments(facts: ModelFacts, settings: MemorySettings) -> list[MemoryPhase]:
             per_token, fixed = parts.dora_activation_bytes(facts, precision=settings.precision)
             work += tokens * per_token + fixed
     backward = MemoryItem("backward pass", work, "gradients of activations, and with checkpointing one layer again")
-    # The embedding's gradient is made as a whole table; where it is tied, the head's waits for it, and their sum is a
-    # third one. Of all these one is counted among the gradients, unless those of an earlier micro-batch stand there.
-    extra = (2 if facts.tied else 0) + (1 if settings.several_micro_batches else 0)
+    # The gradient of a small embedding is made as a whole table; where it is tied, the head's waits for it, and their
+    # sum is a third one. One is counted among the gradients, unless those of an earlier micro-batch stand there.
+    by_index = facts.vocab_size * facts.hidden_size >= parts.LARGE_TABLE
+    extra = 0 if by_index else (2 if facts.tied else 0) + (1 if settings.several_micro_batches else 0)
     tables = MemoryItem("embedding gradient", extra * table, "made as whole tables before they are added")
     head = MemoryItem("head gradient", table, "in 32 bits")
     moments = (

@@ -27,6 +27,7 @@ from nexus.methods.step_guard import StepGuard
 from nexus.models.adapters import apply_adapter
 from nexus.models.checkpointing import checkpoint_layers
 from nexus.models.compiled import compile_layers
+from nexus.models.embedding import gradient_by_index
 from nexus.models.loader import load_model, stored_weight
 from nexus.models.neftune import add_noise
 from nexus.models.saved_state import read_state
@@ -223,6 +224,7 @@ class Method(LightningModule):
             seed=self.seed,
             read_weight=None if path is None else stored_weight(path, self.base_model["revision"]),
         )
+        gradient_by_index(self.model)
         if self.compile_model:
             compile_layers(self.model)
 

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from nexus.errors import NexusError
 from nexus.functional.completions import completion_sums
 from nexus.functional.logprobs import TokenLogprobs, linear_token_logprobs
+from nexus.hardware.memory_parts import LARGE_TABLE
+from nexus.hardware.processor import give_memory_back
 from nexus.models.attention import make_plan, packed
 from nexus.models.neftune import rows_of
 from nexus.types import MicroBatch
@@ -183,7 +185,12 @@ def target_hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     Returns:
         [N, D], in the order of `batch.targets`.
     """
-    return hidden_states(model, batch).flatten(0, 1).index_select(0, batch.target_positions)
+    hidden = hidden_states(model, batch).flatten(0, 1).index_select(0, batch.target_positions)
+    if hidden.device.type == "cpu" and hidden.requires_grad:
+        table = text_model(model).get_input_embeddings().weight
+        if table.numel() >= LARGE_TABLE:
+            give_memory_back()  # a step's largest tensors come next
+    return hidden
 
 
 def target_logprobs(

@@ -23,6 +23,7 @@ from nexus.hardware.memory_plan import MemorySettings, plan_memory
 from nexus.models.adapters import apply_lora
 from nexus.models.attention import enable_segments
 from nexus.models.checkpointing import checkpoint_layers
+from nexus.models.embedding import gradient_by_index
 from nexus.models.facts import facts_of
 from nexus.models.head import LogitForm, output_head, target_hidden_states
 from nexus.models.published import decoder_tensors, published_config
@@ -113,6 +114,7 @@ def measured_peak(config: dict[str, Any], *, precision: str, lora: bool, checkpo
                 pissa=None, seed=0,
             )  # fmt: skip
     make_fake(model, mode)
+    gradient_by_index(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     storages = Storages()

@@ -1,5 +1,6 @@
 """How torch uses the processor."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,25 @@ def test_large_tensors_lie_on_huge_pages_unless_the_user_says_no():
     assert threads == 1
     assert pages >= 48 * 1024
     assert run(THP_MEM_ALLOC_ENABLE="0")[1] < 16 * 1024
+
+
+GAPS = """
+import torch
+from nexus.hardware.processor import give_memory_back
+from nexus.hardware.usage import memory_in_use_bytes
+held = [(torch.ones(2**18), torch.ones(16)) for _ in range(200)]  # a MiB, then something that lives on
+kept = [small for _, small in held]
+del held
+before = memory_in_use_bytes()
+give_memory_back()
+print((before - memory_in_use_bytes()) >> 20, len(kept))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_between_what_lives_is_given_back():
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**25)}  # where glibc arrives by itself after a large free
+    done = subprocess.run([sys.executable, "-c", GAPS], env=environment, capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert kept == 200
+    assert given_back >= 150
