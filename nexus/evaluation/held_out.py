@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from nexus.errors import NexusError
 from nexus.evaluation.statistics import student_quantile
-from nexus.functional.logprobs import token_logprobs
-from nexus.models.head import LogitForm, output_head, target_hidden_states
+from nexus.models.head import target_logprobs
 from nexus.types import MicroBatch, Score
 
 _CHUNK = 1024  # target positions whose logits exist at one time; bounds memory, changes no value
@@ -35,17 +33,11 @@ def held_out_loss(model: Any, batches: Sequence[MicroBatch]) -> dict[str, Score]
     Raises:
         NexusError: `E-NUM-02` if the loss is not finite.
     """
-    head, form = output_head(model), LogitForm.of(model)
     device = next(model.parameters()).device
     sums, counts = [], []
     for batch in batches:
-        moved = batch.to(device)
-        hidden = target_hidden_states(model, moved) * form.hidden_scale
-        total_logprob = 0.0
-        for states, targets in zip(torch.split(hidden, _CHUNK), torch.split(moved.targets, _CHUNK), strict=True):
-            logits = form.apply(linear(states.to(head.weight.dtype), head.weight, head.bias).float())
-            total_logprob += float(token_logprobs(logits=logits, tokens=targets).double().sum())
-        sums.append(-total_logprob)
+        logprobs = target_logprobs(model, batch.to(device), chunk_size=_CHUNK).logprobs
+        sums.append(-float(logprobs.double().sum()))
         counts.append(batch.num_target_tokens)
     total = sum(counts)
     mean = sum(sums) / total
