@@ -12,6 +12,7 @@ given; that is why the plan is explicit here, and why a model that ignores it is
 Signatures:
     make_plan(segments, completions_per_prompt=0) -> SegmentPlan
     packed() -> context manager
+    packed_inputs(input_ids, plan) -> keyword arguments of the model
     enable_segments(model) -> None
     keep_uncompiled() -> None
     packing_support(model) -> PackingSupport(supported, reason)
@@ -100,6 +101,22 @@ def packed() -> Iterator[None]:
         yield
     finally:
         _PACKED.reset(token)
+
+
+def packed_inputs(input_ids: Tensor, plan: SegmentPlan) -> dict[str, Any]:
+    """What a packed forward takes besides tokens and positions.
+
+    The mask says that nothing is padded, and `_segment_mask` makes nothing of it. Without one transformers would first
+    look for rows in the positions, every time, for a mask of its own that nobody asks for.
+
+    Args:
+        input_ids: [1, T].
+        plan: where its rows lie.
+
+    Returns:
+        Keyword arguments of the model.
+    """
+    return {"plan": plan, "attention_mask": torch.ones_like(input_ids, dtype=torch.bool)}
 
 
 def _segment_mask(**kwargs: Any) -> Tensor | None:
@@ -293,7 +310,8 @@ def packing_support(model: Any) -> PackingSupport:
         with torch.no_grad():
             plan = make_plan(((0, split), (split, sum(lengths))))
             with packed():
-                whole = base.base_model(input_ids=ids, position_ids=positions, plan=plan, use_cache=False)[0]
+                inputs = packed_inputs(ids, plan)
+                whole = base.base_model(input_ids=ids, position_ids=positions, use_cache=False, **inputs)[0]
             parts = [
                 base.base_model(input_ids=ids[:, span], position_ids=positions[:, span], use_cache=False)[0]
                 for span in (slice(0, split), slice(split, None))

@@ -20,6 +20,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from nexus.functional.completions import completion_sums
 from nexus.functional.logprobs import TokenLogprobs, linear_token_logprobs
 from nexus.hardware.memory_parts import LARGE_TABLE
 from nexus.hardware.processor import give_memory_back
-from nexus.models.attention import make_plan, packed
+from nexus.models.attention import make_plan, packed, packed_inputs
 from nexus.models.neftune import rows_of
 from nexus.types import MicroBatch
 
@@ -56,7 +57,8 @@ def text_model(model: Any) -> Any:
     Returns:
         The `PreTrainedModel`, adapter layers still inside.
     """
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    # asked of the class, since a module that lacks an attribute takes its time to say so
+    return model.get_base_model() if hasattr(type(model), "get_base_model") else model
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ class LogitForm:
         Returns:
             The form; the identity for types that the table does not know.
         """
+        known = _FORMS.get(model)
+        if known is not None:
+            return known
         config = text_model(model).config.get_text_config()
         kind = config.model_type
 
@@ -91,11 +96,12 @@ class LogitForm:
 
         scale = float(read(_MULTIPLY, 1.0)) / float(read(_DIVIDE, 1.0))
         cap = read(_SOFTCAP, None)
-        return cls(
+        _FORMS[model] = form = cls(
             scale=scale,
             softcap=None if cap is None else float(cap),
             hidden_scale=1.0 / float(read(_DIVIDE_HIDDEN, 1.0)),
         )
+        return form
 
     def apply(self, logits: Tensor) -> Tensor:
         """Scale and cap plain logits of scaled hidden states.
@@ -108,6 +114,10 @@ class LogitForm:
         """
         logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+#: By model: its config stays, and to ask it takes longer than a small model's head.
+_FORMS: WeakKeyDictionary[Any, LogitForm] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,9 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     with packed() if packs else nullcontext(), rows_of(batch):
         completions = batch.completions_per_group if batch.shares_prompt else 0
         inputs |= (
-            {"plan": make_plan(batch.segments, completions)} if packs else {"attention_mask": batch.attention_mask}
+            packed_inputs(batch.input_ids, make_plan(batch.segments, completions))
+            if packs
+            else {"attention_mask": batch.attention_mask}
         )
         output = body(**inputs)
     return cast(Tensor, output.last_hidden_state)
