@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from nexus.errors import NexusError
 from nexus.functional.packing import split_micro_batch
 from nexus.hardware.memory_remedies import KNOBS
+from nexus.methods.gradients import Gradients
 from nexus.methods.loraplus import raise_rates, scale_rates
 from nexus.methods.step_guard import StepGuard
 from nexus.models.adapters import apply_adapter
@@ -252,28 +253,30 @@ class Method(LightningModule):
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches."""
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         self._step = self.trainer.global_step
         metrics = self.accumulate(self.within_limit(batch))
-        metrics["train/grad_norm"] = nn.utils.clip_grad_norm_(
-            self._trained,
-            math.inf if self.gradient_clip is None else self.gradient_clip,
-        )
-        rates = learning_rates(optimizer)
-        self._judge(metrics, batch)
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        gradients = Gradients(self._trained)
+        metrics["train/grad_norm"] = gradients.norm
+        rates = learning_rates(optimizer.optimizer)
+        self._judge(metrics, batch, gradients)
+        optimizer.step()
+        gradients.drop()  # the optimizer's own way begins and ends a profile, which takes far longer
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.tokens_seen += sum(micro_batch.num_tokens for micro_batch in batch)
-        self.step_metrics = {**metrics, **self.batch_metrics, **rates}
+        vars(self).update(  # past nn.Module, which looks for parameters and submodules in whatever is set
+            tokens_seen=self.tokens_seen + sum([micro_batch.num_tokens for micro_batch in batch]),
+            step_metrics={**metrics, **self.batch_metrics, **rates},
+        )
 
-    def _judge(self, metrics: dict[str, Tensor], batch: list[MicroBatch]) -> None:
-        """Take the gradients away from a step that must not be taken; optimizers pass over weights without one."""
+    def _judge(self, metrics: dict[str, Tensor], batch: list[MicroBatch], gradients: Gradients) -> None:
+        """Clip the gradients, or take them away from a step that must not be taken; optimizers then pass by."""
         pair = torch.stack([metrics["train/loss"].float(), metrics["train/grad_norm"].float()])
         loss, norm = pair.tolist()  # the one read from the device in a step
         rows = [name for micro_batch in batch for name in micro_batch.ids]
         if not self.guard.passes(step=self._step + 1, loss=loss, grad_norm=norm, clip=self.gradient_clip, rows=rows):
-            self.zero_grad(set_to_none=True)
+            gradients.drop()
+        elif self.gradient_clip is not None:
+            gradients.clip(self.gradient_clip, norm=norm)
         if self.guard.skipped:
             metrics["train/skipped_steps"] = torch.tensor(float(len(self.guard.skipped)))
 
@@ -349,9 +352,10 @@ class Method(LightningModule):
         for index, micro_batch in enumerate(self.prepare_step(batch)):
             seed_micro_batch(self.seed, step=self._step, index=index)
             output = self.loss(micro_batch)
-            share = output.loss * micro_batch.loss_scale
+            scale = micro_batch.loss_scale
+            share = output.loss if scale == 1.0 else output.loss * scale
             self.manual_backward(share)
-            shares = {name: value * micro_batch.loss_scale for name, value in output.metrics.items()}
+            shares = {name: value * scale for name, value in output.metrics.items()}
             for name, value in {"train/loss": share.detach(), **shares}.items():
                 metrics[name] = metrics[name] + value if name in metrics else value
         return metrics
