@@ -56,6 +56,7 @@ class MetricsCsv(Callback):
         self._earlier_seconds = 0.0
         self._measured: list[Measured] = []
         self._behind = False
+        self._file: io.FileIO | None = None  # open while rows come: opening takes longer than writing
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of a resumed run and start the clock."""
@@ -86,6 +87,17 @@ class MetricsCsv(Callback):
             self.write(trainer, pl_module)
         if self._behind:
             self._rewrite()
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing, and a further row opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather one row and hand it to the file and the loggers."""
@@ -116,8 +128,7 @@ class MetricsCsv(Callback):
             if whole:
                 self._rewrite()
             else:
-                with self.path.open("a", newline="") as file:
-                    csv.DictWriter(file, self.columns).writerow(row)
+                self._append(row)
         except (OSError, NexusError) as error:
             if not is_disk_full(error):
                 raise
@@ -127,6 +138,15 @@ class MetricsCsv(Callback):
         else:
             self._behind = False
 
+    def _append(self, row: dict[str, Any]) -> None:
+        """Add a row, at once and without a buffer, in which a full disk would leave it for a later one to meet."""
+        if self._file is None:
+            self._file = io.FileIO(self.path, "a")
+        cells = ",".join([str(row.get(name, "")) for name in self.columns])  # numbers need no quotes
+        left = f"{cells}\r\n".encode()
+        while left:
+            left = left[self._file.write(left) :]
+
     def skip_seconds(self, seconds: float) -> None:
         """Leave held time out of the speed and of the column `seconds`."""
         self._started += seconds
@@ -134,12 +154,14 @@ class MetricsCsv(Callback):
 
     def _extend(self, rows: list[dict[str, float]]) -> bool:
         """Add the columns that rows have beyond the known ones; True if there were any."""
-        new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self.columns]
-        self.columns += new
+        known = self.columns
+        new = list(dict.fromkeys([name for row in rows for name in row if name not in known]))
+        known += new
         return bool(new)
 
     def _rewrite(self) -> None:
         """Replace the file by all rows."""
+        self.close()
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, self.columns)
         writer.writeheader()

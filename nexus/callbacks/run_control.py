@@ -25,6 +25,7 @@ class RunControl(Callback):
         self.pause_offload = pause_offload
         self.desk = desk
         self._began = (0.0, 0)
+        self._cooldowns: list[Cooldown] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a pause or stop that was asked for before the first step holds from here."""
@@ -34,6 +35,7 @@ class RunControl(Callback):
             install()
         if self.pause_offload and self._parking(trainer) is None:
             self.desk.tell("W-RUN-06  pause_offload changes nothing: this run is on no GPU that could be freed")
+        self._cooldowns = [one for one in trainer.callbacks if isinstance(one, Cooldown)]  # type: ignore[attr-defined]
         self._began = (time.perf_counter() - self.desk.held_seconds, trainer.global_step)
         self.desk.board.update(step=trainer.global_step, steps=trainer.max_steps, eta_seconds=None)
         self._act(trainer)
@@ -46,9 +48,8 @@ class RunControl(Callback):
         start, first = self._began
         seconds = time.perf_counter() - start - self.desk.held_seconds
         left = seconds / (step - first) * (trainer.max_steps - step)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Cooldown):
-                left += callback.seconds_ahead(step, trainer.max_steps)
+        for cooldown in self._cooldowns:
+            left += cooldown.seconds_ahead(step, trainer.max_steps)
         self.desk.note_checkpoint(trainer)
         self.desk.board.update(step=step, eta_seconds=round(left, 1))
         self._act(trainer)
