@@ -50,6 +50,8 @@ class NexusDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move every micro-batch of a step; Lightning does not know the dataclass."""
+        if device.type == "cpu":  # where they were made
+            return batch
         return [micro_batch.to(device) for micro_batch in batch]
 
     @property
