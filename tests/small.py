@@ -23,6 +23,7 @@ from nexus.methods.base import Method
 from nexus.methods.reward_model import RewardModel
 from nexus.methods.sft import SFT
 from nexus.methods.step_guard import StepGuard
+from nexus.stages.lean_loop import LeanEpochLoop, LeanStrategy
 from nexus.storage.run_status import Board
 from nexus.types import LossUnit, MicroBatch, TokenizedExample, TokenizedGroup
 
@@ -221,13 +222,20 @@ def make_validation(folder: Path, **changes: Any) -> Validation:
 
 
 def make_trainer(
-    folder: Path, *, max_steps: int, callbacks: list[Callback] | None = None, logger: Any = False
+    folder: Path,
+    *,
+    max_steps: int,
+    callbacks: list[Callback] | None = None,
+    logger: Any = False,
+    precision: Any = "32-true",
+    lean: bool = True,
 ) -> Trainer:
-    """A trainer with the settings of `stages.assemble`, on the processor."""
-    return Trainer(
+    """A trainer with the settings of `stages.assemble`, on the processor; not `lean`, with the loop of Lightning."""
+    trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        precision="32-true",
+        strategy=LeanStrategy("cpu") if lean else "auto",
+        precision=precision,
         max_steps=max_steps,
         max_epochs=-1,
         logger=logger,
@@ -241,6 +249,9 @@ def make_trainer(
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
+    if lean:
+        trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, max_steps=max_steps)
+    return trainer
 
 
 def fit_steps(method: Any, steps: list[list[MicroBatch]], folder: Path, callbacks: list[Callback] | None = None) -> Any:

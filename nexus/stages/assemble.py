@@ -44,6 +44,7 @@ from nexus.rollout.environment import make_environment
 from nexus.rollout.judge import Judge
 from nexus.rollout.loader import RolloutDataModule
 from nexus.stages import planning
+from nexus.stages.lean_loop import LeanEpochLoop, LeanStrategy
 from nexus.stages.prepare import Prepared
 from nexus.stages.resume import machine_of
 from nexus.stages.row_lengths import lengths_of, longest_answer
@@ -337,9 +338,10 @@ def make_trainer(
 ) -> Trainer:
     """Lightning's trainer: one device, no sanity checks, checkpoints by our own callback."""
     device, precision = device_of(config)
-    return Trainer(
+    trainer = Trainer(
         accelerator="gpu" if device.kind == "cuda" else "cpu",
         devices=1,
+        strategy=LeanStrategy("cuda:0" if device.kind == "cuda" else "cpu"),
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_steps=total_steps,
         max_epochs=-1,
@@ -356,3 +358,5 @@ def make_trainer(
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
+    trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, max_steps=total_steps)
+    return trainer
