@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nexus.functional.products import add_product, chunks, head_for, hidden_of, logits_of, overwrite, row_blocks
+from nexus.functional.products import (
+    add_product,
+    chunks,
+    head_for,
+    hidden_of,
+    logits_of,
+    overwrite,
+    plain_arithmetic,
+    row_blocks,
+    unsummed,
+)
 from nexus.functional.shapes import check_shapes
 
 
@@ -164,7 +174,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         entropies = torch.empty_like(logprobs) if with_entropies else None
         unit = torch.empty_like(hidden) if want_hidden and not ctx.again else None
         head = head_for(shape.dtype, weight.detach())
-        with torch.autocast(hidden.device.type, enabled=False):
+        with plain_arithmetic(hidden):
             for part in chunks(hidden, weight, shape.chunk_size):
                 products = shape.products(hidden[part], head)
                 read = shape.read(
@@ -196,10 +206,10 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # float32 sums: hundreds of chunks added up in bfloat16 would lose the small ones
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        grad_weight = unsummed(weight, torch.float32, hidden.shape[0]) if want_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias else None
         head = head_for(shape.dtype, weight.detach())
-        with torch.autocast(hidden.device.type, enabled=False):
+        with plain_arithmetic(hidden):
             for part in chunks(hidden, weight, shape.chunk_size):
                 products = shape.products(hidden[part], head)
                 shape.overwrite_by_gradient(products, targets[part], bias, normalizers[part], upstream[part])
@@ -210,7 +220,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[part] = hidden_of(grad, head)
                 if grad_weight is not None:
-                    add_product(grad_weight, grad, hidden[part].to(shape.dtype))
+                    add_product(grad_weight, grad, hidden[part].to(shape.dtype), first=part.start == 0)
                 del grad
         return (
             grad_hidden,

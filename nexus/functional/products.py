@@ -5,7 +5,9 @@ Signatures:
     head_for(dtype, weight) -> Tensor [V, D]
     logits_of(rows, head) -> Tensor [C, V]
     hidden_of(rows, head) -> Tensor [C, D]
-    add_product(total, rows, columns) -> None
+    unsummed(weight, dtype, positions) -> Tensor [V, D]
+    add_product(total, rows, columns, first) -> None
+    plain_arithmetic(tensor) -> context manager
     row_blocks(logits) -> iterator of slices
     overwrite(place, values) -> None
 """
@@ -13,6 +15,8 @@ Signatures:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,20 +119,49 @@ def _parts(table: Tensor) -> Iterator[slice]:
         yield slice(start, start + _PART)
 
 
-def add_product(total: Tensor, rows: Tensor, columns: Tensor) -> None:
+def unsummed(weight: Tensor, dtype: torch.dtype, positions: int) -> Tensor:
+    """Where `add_product` will sum the gradient of a weight: no zeros first, unless there is nothing to add.
+
+    Args:
+        weight: [V, D].
+        dtype: of the sum.
+        positions: over which it goes.
+
+    Returns:
+        [V, D].
+    """
+    return (torch.empty_like if positions else torch.zeros_like)(weight, dtype=dtype)
+
+
+def plain_arithmetic(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Within it no autocast changes a precision that was chosen; nothing is entered where none is on.
+
+    Args:
+        tensor: on the device that computes.
+    """
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def add_product(total: Tensor, rows: Tensor, columns: Tensor, *, first: bool) -> None:
     """Add `rows.T @ columns` to `total`, in place.
 
     Args:
         total: [V, D], the head's gradient for example.
         rows: [C, V].
         columns: [C, D], of the same precision as `rows`, which may be lower than the sum's.
+        first: whether nothing stands in `total` yet; then it is not read.
     """
     if total.dtype == rows.dtype:
-        total.addmm_(rows.T, columns)
+        total.addmm_(rows.T, columns, beta=0 if first else 1)
         return
     # in parts, or the product and torch's copy of it in the higher precision would each be as large as the sum
     for part in _parts(total):
-        total[part] += rows[:, part].T @ columns
+        product = rows[:, part].T @ columns
+        if first:
+            total[part] = product
+        else:
+            total[part] += product
 
 
 def overwrite(place: Tensor, values: Tensor) -> None:

@@ -17,7 +17,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nexus.functional.products import add_product, chunks, head_for, hidden_of, logits_of, overwrite, row_blocks
+from nexus.functional.products import (
+    add_product,
+    chunks,
+    head_for,
+    hidden_of,
+    logits_of,
+    overwrite,
+    plain_arithmetic,
+    row_blocks,
+    unsummed,
+)
 from nexus.functional.shapes import check_shapes
 from nexus.types import LossOutput
 
@@ -137,11 +147,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # at least float32: hundreds of chunks added up in bfloat16 would lose the small ones
         sums = torch.promote_types(compute_dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
+        grad_weight = unsummed(weight, sums, hidden.shape[0]) if want_weight else None
         grad_bias = torch.zeros_like(bias, dtype=sums) if want_bias and bias is not None else None
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         head = head_for(compute_dtype, weight.detach())
-        with torch.autocast(hidden.device.type, enabled=False):
+        with plain_arithmetic(hidden):
             for rows in chunks(hidden, weight, chunk_size):
                 chunk = hidden[rows].to(compute_dtype)
                 logits = logits_of(chunk, head)
@@ -154,7 +164,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[rows] = hidden_of(grad, head)
                 if grad_weight is not None:
-                    add_product(grad_weight, grad, chunk)
+                    add_product(grad_weight, grad, chunk, first=rows.start == 0)
                 del grad  # or the next chunk's would be made beside it
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from nexus.functional import products
 from nexus.functional.logprobs import linear_token_logprobs
-from nexus.functional.products import add_product, chunks, head_for, hidden_of, logits_of, overwrite, row_blocks
+from nexus.functional.products import (
+    add_product,
+    chunks,
+    head_for,
+    hidden_of,
+    logits_of,
+    overwrite,
+    row_blocks,
+    unsummed,
+)
 from nexus.functional.sft import linear_cross_entropy
 
 
@@ -55,12 +64,15 @@ def test_what_was_made_in_its_place_is_not_copied() -> None:
     assert whole.sum() == 12.0
 
 
-def test_a_sum_of_products_in_half_precision_keeps_the_small_ones() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows, columns = (torch.randn(5, size, generator=generator).bfloat16() for size in (9000, 4))
-    total = torch.full((9000, 4), 256.0)
-    add_product(total, rows, columns)
-    torch.testing.assert_close(total, 256.0 + rows.double().T.mm(columns.double()).float(), rtol=0, atol=0.04)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_product_does_not_read_what_stood_there(dtype: torch.dtype) -> None:
+    rows, columns = torch.ones(5, 9000, dtype=dtype), torch.ones(5, 4, dtype=dtype)
+    total = torch.full((9000, 4), torch.nan)
+    add_product(total, rows, columns, first=True)
+    assert (total == 5.0).all()
+    add_product(total, rows, columns, first=False)
+    assert (total == 10.0).all()
+    assert not unsummed(total, torch.float32, 0).any()
 
 
 def test_a_head_in_parts_is_the_whole_head() -> None:
