@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ class MetricsCsv(Callback):
 
     def close(self) -> None:
         """Close the file; a second call does nothing, and a further row opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather one row and hand it to the file and the loggers."""
@@ -140,7 +141,11 @@ class MetricsCsv(Callback):
 
     def _append(self, row: dict[str, Any]) -> None:
         """Add a row, at once and without a buffer, in which a full disk would leave it for a later one to meet."""
-        if self._file is None:
+        if not self.path.exists():  # somebody took it away
+            self._rewrite()
+            return
+        if self._file is None or not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+            self.close()  # an editor may have put another in its place
             self._file = io.FileIO(self.path, "a")
         cells = ",".join([str(row.get(name, "")) for name in self.columns])  # numbers need no quotes
         left = f"{cells}\r\n".encode()

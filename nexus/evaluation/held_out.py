@@ -13,7 +13,7 @@ from nexus.evaluation.statistics import student_quantile
 from nexus.models.head import target_logprobs
 from nexus.types import MicroBatch, Score
 
-_CHUNK = 1024  # target positions whose logits exist at one time; bounds memory, changes no value
+_CHUNK = 1024  # target positions whose logits exist at one time; bounds memory
 
 
 @torch.inference_mode()

@@ -30,12 +30,11 @@ def give_memory_back() -> None:
     glibc keeps what was freed between two things that live. Rows of other lengths in every step leave gaps that the
     next step does not fit, hundreds of MiB after a few. Other allocators are left alone.
     """
-    trim = _trim()
+    trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
-        trim(0)
+        trim(ctypes.c_size_t(0))
 
 
 @functools.cache
-def _trim() -> ctypes._NamedFuncPointer | None:
-    """glibc's `malloc_trim`."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import resource
 import sys
 from pathlib import Path
+
+from nexus.hardware.processor import give_memory_back
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -64,9 +65,7 @@ def reset_peak_memory() -> bool:
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return True
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    give_memory_back()
     try:
         # 5 sets the high-water mark of resident memory to its present value (Linux 4.0, man 5 proc)
         Path("/proc/self/clear_refs").write_text("5")

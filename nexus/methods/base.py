@@ -263,10 +263,8 @@ class Method(LightningModule):
         optimizer.step()
         gradients.drop()  # the optimizer's own way begins and ends a profile, which takes far longer
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        vars(self).update(  # past nn.Module, which looks for parameters and submodules in whatever is set
-            tokens_seen=self.tokens_seen + sum([micro_batch.num_tokens for micro_batch in batch]),
-            step_metrics={**metrics, **self.batch_metrics, **rates},
-        )
+        self.tokens_seen += sum(micro_batch.num_tokens for micro_batch in batch)
+        self.step_metrics = {**metrics, **self.batch_metrics, **rates}
 
     def _judge(self, metrics: dict[str, Tensor], batch: list[MicroBatch], gradients: Gradients) -> None:
         """Clip the gradients, or take them away from a step that must not be taken; optimizers then pass by."""

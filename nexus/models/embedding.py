@@ -41,7 +41,7 @@ class _Lookup(torch.autograd.Function):
 def add_rows(table: nn.Parameter, ids: Tensor, rows: Tensor, *, padding_idx: int | None) -> None:
     """Add the gradients of looked-up rows to `table.grad`, equal ids first to each other, as torch does.
 
-    No shape depends on the ids, so a GPU need not be waited for; no two additions meet, so every run adds alike.
+    No shape depends on the ids, so a GPU need not be waited for; only zeros meet in a row, so every run adds alike.
 
     Args:
         table: [V, D].
@@ -74,17 +74,22 @@ class IndexedEmbedding(nn.Embedding):
         return looked_up
 
 
-def gradient_by_index(model: Any, *, at_least: int = LARGE_TABLE) -> None:
-    """Let a model's input embedding add its gradient by index, if it is large; the same numbers as without.
+def gradient_by_index(model: Any, *, at_least: int | None = None) -> None:
+    """Let a model's input embedding add its gradient by index, if it is trained and large.
+
+    The numbers are torch's; those of several backward passes are added up in another order.
 
     Embeddings of a class of their own (Gemma's scales its rows) keep it, as far as it builds on torch's lookup.
 
     Args:
         model: a `PreTrainedModel` or a `PeftModel`.
-        at_least: numbers V * D from which on a table is large. A small one's gradient costs nothing worth mentioning.
+        at_least: numbers V * D from which on a table is large; None for `LARGE_TABLE`. A small one's gradient costs
+            nothing worth mentioning.
     """
     table = model.get_input_embeddings()
-    if not isinstance(table, nn.Embedding) or table.weight.numel() < at_least:
+    if not isinstance(table, nn.Embedding) or not table.weight.requires_grad:
+        return
+    if table.weight.numel() < (LARGE_TABLE if at_least is None else at_least):
         return
     if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
         return

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
+from nexus.models.embedding import IndexedEmbedding
 from nexus.rollout.cache import ROOM, longer
 
 #: Classes of transformers whose layers are exactly what `_Layer` computes.
@@ -150,7 +151,7 @@ def plain_decoder(model: Any) -> PlainDecoder | None:
         return None
     body = base.model
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
+    if type(embedding) not in (nn.Embedding, IndexedEmbedding) or type(head) is not nn.Linear:
         return None
     if body.rotary_emb.rope_type not in _STEADY_ROPES:
         return None

@@ -12,6 +12,7 @@ import torch
 
 from nexus.errors import NexusError
 from nexus.methods.sft import SFT
+from nexus.models import embedding
 from nexus.types import LossOutput, MicroBatch
 from tests import faults, small
 
@@ -83,6 +84,19 @@ def test_the_halved_step_equals_the_whole_one(tmp_path: Path, packing: bool, roo
         assert float(halved.step_metrics[name]) == pytest.approx(float(whole.step_metrics[name]), rel=1e-5)
     for (name, ours), theirs in zip(halved.named_parameters(), whole.parameters(), strict=True):
         assert float((ours - theirs).abs().max()) < 1e-5, name
+
+
+def test_rows_that_a_large_embedding_added_before_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient goes past autograd into the weight, so a step that is begun again must find nothing there."""
+    plain = train(tmp_path, 8)
+    monkeypatch.setattr(embedding, "LARGE_TABLE", 1)
+    whole, halved = train(tmp_path, 8), train(tmp_path, 2)
+    assert type(plain.policy.get_input_embeddings()) is torch.nn.Embedding
+    assert type(halved.policy.get_input_embeddings()) is embedding.IndexedEmbedding
+    [wanted], [once], [again] = (method.trainer.optimizers for method in (plain, whole, halved))
+    for one, other, third in zip(wanted.gradients, once.gradients, again.gradients, strict=True):
+        assert torch.equal(one, other)
+        assert float((third - one).norm()) <= 1e-5 * float(one.norm())
 
 
 def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:

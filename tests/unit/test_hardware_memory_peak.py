@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from nexus.functional import sft
 from nexus.functional.sft import sft_loss
 from nexus.hardware.memory_plan import MemorySettings, plan_memory
 from nexus.models.adapters import apply_lora
@@ -143,7 +144,9 @@ def backward(model: Any, batch: MicroBatch) -> None:
     (output.loss * batch.loss_scale).backward()
 
 
-def planned_peak(facts: ModelFacts, added: int, *, precision: str, lora: bool, checkpointing: bool, micro: int) -> int:
+def planned_peak(
+    facts: ModelFacts, added: int, *, precision: str, lora: bool, checkpointing: bool, micro: int, on_gpu: bool = False
+) -> int:
     settings = MemorySettings(
         precision=precision,
         storage="bf16" if lora and precision == "bf16" else "fp32",
@@ -163,7 +166,7 @@ def planned_peak(facts: ModelFacts, added: int, *, precision: str, lora: bool, c
         prompt_tokens=0,
         scores_after=False,
         packages=False,
-        on_gpu=False,
+        on_gpu=on_gpu,
         overhead_bytes=0,
         fragmentation=0.0,
     )
@@ -198,6 +201,20 @@ def test_planned_peak_is_the_real_one(
     planned, measured = planned_peak(facts, added, **how), measured_peak(config, **how)
     told = f"planned {planned / GIB:.3f} GiB, torch had {measured / GIB:.3f} GiB"
     assert 0.95 < planned / measured < 1.05, told
+
+
+def test_a_gpu_has_its_own_copy_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16; here the loss of many positions is the worst moment, so that the copy counts."""
+    monkeypatch.setattr(sft, "head_for", lambda dtype, weight: weight.to(dtype))
+    config = published_config("Qwen/Qwen2.5-0.5B-Instruct")
+    assert config is not None
+    config |= {"num_hidden_layers": 1}
+    facts = facts_of(config=config, tensors=decoder_tensors(config), path="", where="")
+    how: dict[str, Any] = {"precision": "bf16", "lora": False, "checkpointing": False, "micro": 1}
+    measured = measured_peak(config, **how)
+    planned, without = (planned_peak(facts, 0, on_gpu=on_gpu, **how) for on_gpu in (True, False))
+    assert 0.95 < planned / measured < 1.05
+    assert planned - without == 2 * facts.vocab_size * facts.hidden_size
 
 
 def test_the_measurement_sees_an_allocation() -> None:
