@@ -6,8 +6,9 @@
 language of 65 to 842 tokens, 296 in the mean, of which 61 % are learned; a model so small that only the overhead of a
 step is left (overhead); or the time until the first step is done, with imports and tokenizing (start).
 
-The processes take turns, round after round, until the time is used up. Counted is processor time between the first and
-the last optimizer step (imports, tokenizing and the first step are left out), and the target tokens of those steps.
+The processes take turns, round after round, for overhead every 20 steps, until the time is used up. Counted is
+processor time between the first and the last optimizer step (imports, tokenizing and the first step are left out), and
+the target tokens of those steps.
 
 TRL runs at the setting that is fair to it: no gradient checkpointing (its default would compute every layer twice), and
 its fused head skips prompt positions, which on a processor it does only when told that the device is a Triton one;
@@ -19,13 +20,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.common import Clock, Result, Row, compose_config, fit_nexus, measure, spread, table, take_turns
+from tests.benchmarks.common import (
+    Clock,
+    Result,
+    Row,
+    compose_config,
+    fit_nexus,
+    measure,
+    spread,
+    step_in_turns,
+    table,
+    take_turns,
+)
 from tests.benchmarks.models import load_network, make_model, peft_config
 from tests.benchmarks.sft_cases import CASES, START_ROWS, Case, start_nexus, start_trl
 
@@ -80,7 +93,7 @@ def run_nexus(case: Case, model: Path, steps: int, folder: Path) -> Result:
     """Nexus as a run uses it: loader, method, metrics and progress."""
     from nexus.data.module import NexusDataModule
 
-    clock = Clock()
+    clock = Clock(turns=case.turns)
     settings, prepared = read_corpus(case, model, steps)
     losses = fit_nexus(
         settings,
@@ -131,7 +144,7 @@ def _loop(case: Case, model: Path, steps: int, losses: Callable[[Any, list[Any]]
     """Train on losses and their numbers of target tokens, made of the network and the rows of each step."""
     import torch
 
-    clock = Clock()
+    clock = Clock(turns=case.turns)
     settings, prepared = read_corpus(case, model, steps)
     network = load_network(model, settings, "cpu", with_adapter=True)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
@@ -159,7 +172,7 @@ def run_trl(case: Case, model: Path, steps: int, folder: Path, *, fair: bool = T
     if fair:
         # the only use in that module: whether positions without a label are left out of the head
         trl.trainer.utils._use_triton = lambda device: True
-    clock = Clock()
+    clock = Clock(turns=case.turns)
     run_settings, prepared = read_corpus(case, model, steps)
     corpus = prepared.corpus
     rows = []
@@ -242,9 +255,17 @@ def rounds(name: str, modes: Iterable[str], *, seconds: float, most: int, steps:
         rows = START_ROWS if name == "start" else CASES[name].rows_per_step * steps
         CASES[name].write_rows(Path(folder) / "rows.jsonl", rows)
 
+        arguments = ["--case", name, "--steps", str(steps)]
+        if CASES[name].turns:
+            at_a_time, made = CASES[name].turns, []
+            started = time.monotonic()
+            while not made or (len(made) < most and (time.monotonic() - started) * (1 + 1 / len(made)) <= seconds):
+                made.append(step_in_turns(MODULE, modes, model, steps, arguments, at_a_time=at_a_time))
+            return {mode: [one[mode] for one in made] for mode in modes}
+
         def measure_one(mode: str) -> Result:
             started = time.time()
-            found = measure(MODULE, mode, model, ["--case", name, "--steps", str(steps)])
+            found = measure(MODULE, mode, model, arguments)
             return found | {"wall": found["moment"] - started} if name == "start" else found
 
         return take_turns(modes, measure_one, seconds=seconds, most=most)
@@ -279,8 +300,21 @@ def show(case: Case, results: dict[str, list[Result]], steps: int) -> None:
         return
     for mode in [mode for mode in results if mode != "packed"]:
         pairs = zip(results[mode], results["packed"], strict=True)
-        more = [1e3 * (framework["seconds"] - bare["seconds"]) / (steps - 1) for framework, bare in pairs]
+        more = [1e3 * seconds_more(framework, bare, case.turns) for framework, bare in pairs]
         print(f"{MODES[mode]}: a step takes {spread(more, '.2f')} ms more than the bare packed loop's")
+
+
+def seconds_more(ours: Result, theirs: Result, turns: int) -> float:
+    """Seconds of a step beyond another mode's: the median over turns, each compared with its neighbor in time.
+
+    Args:
+        ours: of a mode.
+        theirs: of another one in the same round.
+        turns: steps of a turn; the first turn warms up.
+    """
+    pairs = list(zip(ours["step_seconds"], theirs["step_seconds"], strict=True))[turns - 1 :]
+    each = [pairs[start : start + turns] for start in range(0, len(pairs), turns)]
+    return statistics.median(statistics.fmean(a - b for a, b in turn) for turn in each)
 
 
 def run(name: str, mode: str, model: Path, steps: int, folder: Path) -> Result:

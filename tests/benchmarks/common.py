@@ -34,10 +34,10 @@ class Clock:
 
     Args:
         device: `cpu` or `cuda`.
-        turns: whether other processes take their step after each of ours; we then wait until we are told to go on.
+        turns: after so many steps other processes take theirs, and we wait until we are told to go on; 0 for never.
     """
 
-    def __init__(self, device: str = "cpu", *, turns: bool = False) -> None:
+    def __init__(self, device: str = "cpu", *, turns: int = 0) -> None:
         self.device = device
         self.turns = turns
         self.begun = 0.0
@@ -56,7 +56,7 @@ class Clock:
     def end_step(self) -> None:
         """A step is done."""
         self.seconds.append(self.now() - self.begun)
-        if self.turns:
+        if self.turns and len(self.seconds) % self.turns == 0:
             print(f"\n{_TURN}", flush=True)
             sys.stdin.readline()
         self.begun = self.now()
@@ -235,7 +235,9 @@ class Child:
         self.process.stdin.flush()
 
 
-def step_in_turns(module: str, modes: Iterable[str], model: Path, steps: int, arguments: Sequence[str]) -> Results:
+def step_in_turns(
+    module: str, modes: Iterable[str], model: Path, steps: int, arguments: Sequence[str], *, at_a_time: int = 1
+) -> Results:
     """One process for each mode; they take their steps in turns, and only one computes at a time.
 
     So each step of a mode has a neighbor in time of every other one, whatever else the machine does.
@@ -246,6 +248,7 @@ def step_in_turns(module: str, modes: Iterable[str], model: Path, steps: int, ar
         model: folder of the model.
         steps: of each process, the first of which warms up.
         arguments: further ones of the processes.
+        at_a_time: steps of a turn, a divisor of them all.
 
     Returns:
         Results by mode; all have done the same work in each step.
@@ -255,7 +258,7 @@ def step_in_turns(module: str, modes: Iterable[str], model: Path, steps: int, ar
         for mode in modes:
             children.append(Child(module, mode, model, arguments))
             children[-1].wait()
-        for _ in range(steps - 1):
+        for _ in range(steps // at_a_time - 1):
             for child in children:
                 child.go_on()
                 child.wait()

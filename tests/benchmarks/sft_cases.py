@@ -64,6 +64,7 @@ class Case:
         trl: settings of TRL's trainer that say the same.
         rows_per_step: rows of a step.
         steps: optimizer steps of one measurement, unless told otherwise.
+        turns: after so many steps it is another process's turn; 0 for measurements from start to end.
         half: whether products run in bfloat16, beside weights in float32, in all modes.
         modes: of `bench_sft.MODES`, unless told otherwise; empty for all that are fair.
         write_rows: writes a file with so many rows.
@@ -75,6 +76,7 @@ class Case:
     trl: Mapping[str, Any] = field(default_factory=dict)
     rows_per_step: int = 8
     steps: int = 6
+    turns: int = 0
     half: bool = False
     modes: tuple[str, ...] = ()
     write_rows: Callable[[Path, int], None] = write_texts
@@ -99,7 +101,7 @@ CASES = {
         overrides=("hardware.precision=bf16",), half=True,
     ),
     "overhead": Case(
-        "a model of one layer, 8 wide; every step is logged", shape="atom", rows_per_step=1, steps=300,
+        "a model of one layer, 8 wide; every step is logged", shape="atom", rows_per_step=1, steps=300, turns=20,
         overrides=("callbacks.metrics_csv.every_n_steps=1",), trl={"logging_steps": 1},
         modes=("nexus", "packed", "trl_padded"), write_rows=write_chats,
     ),
