@@ -111,7 +111,14 @@ class _Shape:
     def read(
         self, products: Tensor, targets: Tensor, bias: Tensor | None, *, with_entropies: bool, want_unit: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a chunk's [C, V] products say, a few rows at a time; overwrites them, by the gradient if it is wanted.
+        """What a chunk's products say, a few rows at a time; overwrites them, by the gradient if it is wanted.
+
+        Args:
+            products: [C, V].
+            targets: [C] int64.
+            bias: [V] or None.
+            with_entropies: also compute entropies.
+            want_unit: also make the gradient of the targets' log-probabilities.
 
         Returns:
             [C] log-probabilities of the targets, [C] logs of the sums of exponentials, [C] entropies (meaningless if

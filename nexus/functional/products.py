@@ -138,6 +138,9 @@ def plain_arithmetic(tensor: Tensor) -> AbstractContextManager[Any]:
 
     Args:
         tensor: on the device that computes.
+
+    Returns:
+        A context manager.
     """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
