@@ -57,7 +57,7 @@ class MetricsCsv(Callback):
         self._earlier_seconds = 0.0
         self._measured: list[Measured] = []
         self._behind = False
-        self._file: io.FileIO | None = None  # open while rows come: opening takes longer than writing
+        self._file: io.FileIO | None = None  # open while rows come
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of a resumed run and start the clock."""
@@ -141,10 +141,12 @@ class MetricsCsv(Callback):
 
     def _append(self, row: dict[str, Any]) -> None:
         """Add a row, at once and without a buffer, in which a full disk would leave it for a later one to meet."""
-        if not self.path.exists():  # somebody took it away
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:  # somebody took it away
             self._rewrite()
             return
-        if self._file is None or not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+        if self._file is None or not os.path.samestat(os.fstat(self._file.fileno()), there):
             self.close()  # an editor may have put another in its place
             self._file = io.FileIO(self.path, "a")
         cells = ",".join([str(row.get(name, "")) for name in self.columns])  # numbers need no quotes

@@ -14,6 +14,7 @@ Signatures:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -40,7 +41,7 @@ def chunks(hidden: Tensor, weight: Tensor, chunk_size: int) -> Iterator[slice]:
     """
     positions, most = hidden.shape[0], max(1, CHUNK_LOGITS // weight.shape[0])
     if hidden.device.type == "cpu" and most < chunk_size:
-        chunk_size = max(1, -(-positions // max(1, -(-positions // most))))
+        chunk_size = max(1, math.ceil(positions / max(1, math.ceil(positions / most))))
     for start in range(0, positions, chunk_size):
         yield slice(start, start + chunk_size)
 

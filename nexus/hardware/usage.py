@@ -22,7 +22,7 @@ def memory_in_use_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.memory_allocated())
-    # read in every logged step, and so kept open: opening takes longer than the rest of the row
+    # read in every logged step, and so kept open: opening it costs more than reading it
     return int(os.pread(_statm(os.getpid()), 256, 0).split()[1]) * _PAGE_BYTES
 
 

@@ -261,7 +261,7 @@ class Method(LightningModule):
         rates = learning_rates(optimizer.optimizer)
         self._judge(metrics, batch, gradients)
         optimizer.step()
-        gradients.drop()  # the optimizer's own way begins and ends a profile, which takes far longer
+        gradients.drop()  # the optimizer's own way begins and ends a profile each time
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.tokens_seen += sum(micro_batch.num_tokens for micro_batch in batch)
         self.step_metrics = {**metrics, **self.batch_metrics, **rates}

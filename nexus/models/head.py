@@ -116,7 +116,7 @@ class LogitForm:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-#: By model: its config stays, and to ask it takes longer than a small model's head.
+#: By model, whose config stays; it is asked for in every step.
 _FORMS: WeakKeyDictionary[Any, LogitForm] = WeakKeyDictionary()
 
 

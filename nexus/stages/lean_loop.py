@@ -1,8 +1,8 @@
 """Lightning's training loop without what a step here never needs: the same hooks, counts and checkpoints, sooner.
 
 Lightning asks every callback about every hook, writes the name of the hook that runs through `nn.Module.__setattr__`,
-looks for a validation that is due and reads signatures, in each step; of a small model's step that was a quarter. Here
-only those are called who have something to do, found once, and what `make_trainer` fixes is not asked again.
+looks for a validation that is due and reads signatures, in each step. Here only those are called who have
+something to do, found once, and what `make_trainer` fixes is not asked again.
 `tests/invariants/test_lean_loop.py` compares hooks, counts and weights with those of Lightning's own loop.
 """
 
