@@ -108,23 +108,24 @@ def _chunk_loss(
     Returns:
         Scalar, float32 (float64 for float64).
     """
-    # at least float32, as the sums over chunks
-    losses = torch.empty_like(targets, dtype=torch.promote_types(logits.dtype, torch.float32))
+    made = []
     for block in row_blocks(logits):
-        values = logits[block].to(losses.dtype)
+        rows = logits[block]
+        values = rows.to(torch.promote_types(rows.dtype, torch.float32))  # at least, as the sums over chunks
         if bias is not None:
             values += bias
         if scale != 1.0:
             values *= scale
-        losses[block], grad = _rows_loss(values, targets[block], softcap, want_grad)
+        losses, grad = _rows_loss(values, targets[block], softcap, want_grad)
+        made.append(losses)
         if not want_grad:
             continue
         if scale != 1.0:
             grad *= scale
         if grad_bias is not None:
             grad_bias += grad.sum(0)
-        overwrite(logits[block], grad)
-    return losses.sum()
+        overwrite(rows, grad)
+    return torch.cat(made).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

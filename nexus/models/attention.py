@@ -227,21 +227,33 @@ def _segment_attention(
     if attention_mask is not None or query.shape[2] != key.shape[2] or query.shape[0] != 1:
         raise ValueError("a packed forward takes one row, no attention_mask and no cache")
     plan.used += 1
-    parts = []
+    whole = (query, key, value)
     sizes = [rows * length for _, rows, length in plan.runs]
     # one split, not many slices: the backward of each slice would fill a zero tensor of the whole sequence
-    pieces = list(zip(*(torch.split(x[0], sizes, dim=1) for x in (query, key, value)), strict=True))
+    pieces = [whole] if len(sizes) == 1 else list(zip(*(torch.split(x, sizes, dim=2) for x in whole), strict=True))
+    parts = []
     for (_, rows, length), prompt, piece in zip(plan.runs, plan.prompts, pieces, strict=True):
-        q, k, v = (x.unflatten(1, (rows, length)).transpose(0, 1) for x in piece)
+        q, k, v = (_as_rows(x, rows, length) for x in piece)
         if prompt is not None:
             k, v = (
                 torch.cat((before.expand(rows, -1, -1, -1), own), 2)
                 for before, own in zip(pieces[prompt][1:], (k, v), strict=True)
             )
         part = _attend(q, k, v, scale=scale, dropout=dropout, window=sliding_window, softcap=softcap)
-        parts.append(part.transpose(1, 2).flatten(0, 1))  # [rows * length, H, Dv]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out[None].contiguous(), None
+        parts.append(_in_a_row(part))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return out.contiguous(), None
+
+
+def _as_rows(line: Tensor, rows: int, length: int) -> Tensor:
+    """[1, H, rows * length, D] as [rows, H, length, D]; never by an index, whose backward would fill zeros as well."""
+    return line if rows == 1 else torch.unflatten(line, 2, (rows, length)).squeeze(0).transpose(0, 1)
+
+
+def _in_a_row(rows: Tensor) -> Tensor:
+    """[rows, H, length, D] as [1, rows * length, H, D]."""
+    line = rows.transpose(1, 2)
+    return line if len(rows) == 1 else line.flatten(0, 1)[None]
 
 
 AttentionInterface.register(NAME, _segment_attention)
