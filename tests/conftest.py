@@ -18,6 +18,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Some tests fork, and the child of a process that has computed with several threads waits for them forever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 #: Folders of models that cannot be had everywhere, by marker.
 MODEL_FOLDERS = {"real_model": "NEXUS_REAL_MODEL", "omni": "NEXUS_OMNI_MODEL"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from nexus.functional.packing import plan_micro_batches
@@ -82,13 +83,13 @@ def collate_micro_batch(
     shape = (1 if packing else len(segments), width)
     mask = None if packing else torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
     return MicroBatch(
-        input_ids=torch.tensor(input_ids).view(shape),
-        position_ids=torch.tensor(positions).view(shape),
+        input_ids=_integers(input_ids).view(shape),
+        position_ids=_integers(positions).view(shape),
         attention_mask=mask,
         segments=tuple(spans) if packing else (),
-        labels=torch.tensor(labels).view(shape),
-        target_positions=torch.tensor(target_positions, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
+        labels=_integers(labels).view(shape),
+        target_positions=_integers(target_positions),
+        targets=_integers(targets),
         loss_scale=loss_scale,
         num_tokens=sum(lengths),
         num_target_tokens=len(targets),
@@ -99,6 +100,11 @@ def collate_micro_batch(
         shares_prompt=shares_prompt,
         **_values(rows),
     )
+
+
+def _integers(values: list[int]) -> torch.Tensor:
+    """[n] int64; numpy reads a list several times faster than torch."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _values(rows: Rows) -> dict[str, dict[str, torch.Tensor]]:

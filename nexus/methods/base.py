@@ -257,26 +257,33 @@ class Method(LightningModule):
         self._step = self.trainer.global_step
         metrics = self.accumulate(self.within_limit(batch))
         gradients = Gradients(self._trained)
-        metrics["train/grad_norm"] = gradients.norm
         rates = learning_rates(optimizer.optimizer)
-        self._judge(metrics, batch, gradients)
+        judged = self._judge(metrics["train/loss"], gradients, batch)
         optimizer.step()
         gradients.drop()  # the optimizer's own way begins and ends a profile each time
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.tokens_seen += sum(micro_batch.num_tokens for micro_batch in batch)
-        self.step_metrics = {**metrics, **self.batch_metrics, **rates}
+        self.step_metrics = {**metrics, **judged, **self.batch_metrics, **rates}
 
-    def _judge(self, metrics: dict[str, Tensor], batch: list[MicroBatch], gradients: Gradients) -> None:
-        """Clip the gradients, or take them away from a step that must not be taken; optimizers then pass by."""
-        pair = torch.stack([metrics["train/loss"].float(), metrics["train/grad_norm"].float()])
-        loss, norm = pair.tolist()  # the one read from the device in a step
+    def _judge(self, loss: Tensor, gradients: Gradients, batch: list[MicroBatch]) -> dict[str, float]:
+        """Clip the gradients, or take them away from a step that must not be taken; optimizers then pass by.
+
+        Args:
+            loss: of the step.
+            gradients: of the step.
+            batch: for the names of its rows.
+
+        Returns:
+            What was read from the device for that, by log key.
+        """
+        value, norm = torch.stack([loss.float(), gradients.norm.float()]).tolist()  # the one read in a step
         rows = [name for micro_batch in batch for name in micro_batch.ids]
-        if not self.guard.passes(step=self._step + 1, loss=loss, grad_norm=norm, clip=self.gradient_clip, rows=rows):
+        if not self.guard.passes(step=self._step + 1, loss=value, grad_norm=norm, clip=self.gradient_clip, rows=rows):
             gradients.drop()
         elif self.gradient_clip is not None:
             gradients.clip(self.gradient_clip, norm=norm)
-        if self.guard.skipped:
-            metrics["train/skipped_steps"] = torch.tensor(float(len(self.guard.skipped)))
+        found = {"train/loss": value, "train/grad_norm": norm}
+        return {**found, "train/skipped_steps": float(len(self.guard.skipped))} if self.guard.skipped else found
 
     def accumulate(self, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """Sum the gradients of all micro-batches; on lack of memory, halve them all and begin the step again.

@@ -147,7 +147,7 @@ class Loss(SFT):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         super().training_step(batch, batch_idx)
         self.log("own", self.step_metrics["train/loss"], batch_size=1)
-        return {"loss": self.step_metrics["train/loss"]}
+        return {"loss": torch.tensor(self.step_metrics["train/loss"])}
 
 
 def test_what_is_logged_through_the_module_arrives(tmp_path: Path) -> None:
