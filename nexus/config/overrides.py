@@ -90,8 +90,27 @@ def _syntax(word: str, complaint: str) -> Problem:
     )
 
 
+#: Settings of what Hydra itself would write or start.
+_WITHOUT_EFFECT = (
+    "hydra.run.",
+    "hydra.sweep.",
+    "hydra.output_subdir",
+    "hydra.job.chdir",
+    "hydra.sweeper.",
+    "hydra.launcher.",
+)
+
+
 def _override_problems(override: Override, word: str, root: str, multirun: bool) -> Iterator[Problem]:
     key = override.key_or_group
+    if key.startswith(_WITHOUT_EFFECT):
+        yield Problem(
+            "E-CFG-05",
+            key,
+            "Hydra only composes here, so that this would change nothing",
+            "paths.output_dir=DIR moves all runs and sweeps, run_dir=DIR one run",
+        )
+        return
     if override.package is not None or "/" in key or key.split(".")[0] == "hydra":
         return
     if override.is_sweep_override() and not multirun:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "segment"
-_PACKED: ContextVar[bool] = ContextVar("nexus_packed", default=False)
+#: Within `packed()` the windows of the masks that the model asked for, and did not get.
+_PACKED: ContextVar[set[int] | None] = ContextVar("nexus_packed", default=None)
 
 
 class SegmentsUnsupportedError(NotImplementedError):
@@ -49,11 +50,13 @@ class SegmentPlan:
         runs: (start, rows, length): `rows` neighbors of equal length, which share one attention call.
         prompts: for each run the index of the run that holds the prompt which it continues, or None.
         used: attention layers that followed the plan (the recompute of gradient checkpointing counts again).
+        windows: of the layers that followed it.
     """
 
     runs: tuple[tuple[int, int, int], ...]
     prompts: tuple[int | None, ...]
     used: int = 0
+    windows: set[int] = field(default_factory=set)
 
 
 def make_plan(segments: Sequence[tuple[int, int]], completions_per_prompt: int = 0) -> SegmentPlan:
@@ -94,11 +97,16 @@ def make_plan(segments: Sequence[tuple[int, int]], completions_per_prompt: int =
 
 
 @contextmanager
-def packed() -> Iterator[None]:
-    """Within it, attention must receive a plan; no mask is built."""
-    token = _PACKED.set(True)
+def packed() -> Iterator[set[int]]:
+    """Within it, attention must receive a plan; no mask is built.
+
+    Yields:
+        Windows of the masks that are asked for; attention must bring each of them itself.
+    """
+    windows: set[int] = set()
+    token = _PACKED.set(windows)
     try:
-        yield
+        yield windows
     finally:
         _PACKED.reset(token)
 
@@ -120,7 +128,13 @@ def packed_inputs(input_ids: Tensor, plan: SegmentPlan) -> dict[str, Any]:
 
 
 def _segment_mask(**kwargs: Any) -> Tensor | None:
-    return None if _PACKED.get() else sdpa_mask(**kwargs)
+    windows = _PACKED.get()
+    if windows is None:
+        mask: Tensor | None = sdpa_mask(**kwargs)
+        return mask
+    if kwargs.get("local_size") is not None:
+        windows.add(kwargs["local_size"])
+    return None
 
 
 def _attend(
@@ -212,7 +226,7 @@ def _segment_attention(
         raise SegmentsUnsupportedError("attention sinks and position biases have no place in segment attention")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if plan is None:
-        if _PACKED.get():
+        if _PACKED.get() is not None:
             raise RuntimeError("the model dropped the segment plan on the way to its attention")
         if softcap is None:
             result: tuple[Tensor, None] = sdpa_attention_forward(
@@ -227,6 +241,8 @@ def _segment_attention(
     if attention_mask is not None or query.shape[2] != key.shape[2] or query.shape[0] != 1:
         raise ValueError("a packed forward takes one row, no attention_mask and no cache")
     plan.used += 1
+    if sliding_window is not None:
+        plan.windows.add(sliding_window)
     whole = (query, key, value)
     sizes = [rows * length for _, rows, length in plan.runs]
     # one split, not many slices: the backward of each slice would fill a zero tensor of the whole sequence
@@ -295,8 +311,9 @@ class PackingSupport:
 def packing_support(model: Any) -> PackingSupport:
     """Run a pack of 7 + 9 tokens and both parts alone through the body and compare.
 
-    This measures rather than guesses: models that ignore the plan, keep recurrent state, add sinks, or apply a window
-    only in their mask all show here. Takes 3-30 ms on a tiny model. Weights, gradients and RNG are left as they are.
+    This measures rather than guesses: models that ignore the plan, keep recurrent state or add sinks all show here.
+    A window that exists only in the model's mask shows in what is asked for, since rows longer than most windows would
+    take too long. Takes 3-30 ms on a tiny model. Weights, gradients and RNG are left as they are.
 
     Args:
         model: a `PreTrainedModel` (or a PEFT wrapper around one).
@@ -321,7 +338,7 @@ def packing_support(model: Any) -> PackingSupport:
     try:
         with torch.no_grad():
             plan = make_plan(((0, split), (split, sum(lengths))))
-            with packed():
+            with packed() as wanted:
                 inputs = packed_inputs(ids, plan)
                 whole = base.base_model(input_ids=ids, position_ids=positions, use_cache=False, **inputs)[0]
             parts = [
@@ -334,6 +351,11 @@ def packing_support(model: Any) -> PackingSupport:
         base.train(was_training)
     if plan.used != layers:
         return PackingSupport(False, f"{plan.used} of {layers} layers of {type(base).__name__} follow the plan")
+    # some make a mask with a window for layers that they might have had
+    others = set(getattr(config, "layer_types", None) or ["unknown"]) - {"full_attention"}
+    if others and not wanted <= plan.windows:
+        sizes = ", ".join(map(str, sorted(wanted - plan.windows)))
+        return PackingSupport(False, f"{type(base).__name__} has windows of {sizes} tokens that only its mask knows")
     alone = torch.cat(parts, 1).float()
     error_size = ((whole.float() - alone).norm() / alone.norm().clamp(min=1e-12)).item()
     # bfloat16 keeps 8 bits: equal mathematics differs by about 1 %, a leak by 50 % and more

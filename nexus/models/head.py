@@ -12,7 +12,7 @@ Signatures:
     hidden_states(model, batch) -> Tensor [B, T, D]
     output_head(model) -> OutputHead(weight, bias)
     LogitForm.of(model) -> LogitForm(scale, softcap, hidden_scale)
-    probe_head(model) -> None, raises E-MOD-12
+    probe_head(model) -> None, raises E-MOD-12 or E-NUM-05
 """
 
 from __future__ import annotations
@@ -290,9 +290,17 @@ def probe_head(model: Any) -> None:
         model: a `PreTrainedModel`.
 
     Raises:
-        NexusError: `E-MOD-12` if they differ.
+        NexusError: `E-MOD-12` if they differ or there are no hidden states to be had; `E-NUM-05` if the logits are not
+            finite.
     """
     base = text_model(model)
+    if base.base_model is base:
+        raise NexusError(
+            "E-MOD-12",
+            f"{type(base).__name__} does not say which part of it comes before its head",
+            where=f"model_type {base.config.model_type}",
+            remedy="choose another base_model",
+        )
     head, form = output_head(model), LogitForm.of(model)
     device = head.weight.device
     vocab = base.get_input_embeddings().num_embeddings
@@ -306,6 +314,13 @@ def probe_head(model: Any) -> None:
             actual = form.apply(nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float())
     finally:
         base.train(was_training)
+    if not expected.isfinite().all():
+        raise NexusError(
+            "E-NUM-05",
+            f"the logits of {type(base).__name__} are not finite numbers",
+            where=f"model_type {base.config.model_type}",
+            remedy="its weights are damaged, or their training diverged: train again with a lower method.lr",
+        )
     # float32 agrees to 1e-6; bfloat16 rounds each logit to 8 bits
     limit = (1e-3 if head.weight.dtype == torch.float32 else 4e-2) * expected.abs().max().clamp(min=1e-3)
     if expected.shape != actual.shape or not ((expected - actual).abs().max() <= limit):

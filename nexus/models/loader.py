@@ -74,9 +74,9 @@ def load_model(
         A `PreTrainedModel` in eval mode on the CPU (a quantized one on its device), whose head passed `probe_head`.
 
     Raises:
-        NexusError: `E-MOD-01` to `E-MOD-13`, `E-MOD-21`, `E-MOD-22`, `E-SEC-01`, `E-SEC-02`; `E-PKG-02`, `E-PKG-04`
-            or `E-PKG-07` for a package that has changed; `E-CFG-20` if both or neither of `path` and `architecture`
-            are given.
+        NexusError: `E-MOD-01` to `E-MOD-13`, `E-MOD-21`, `E-MOD-22`, `E-NUM-05`, `E-SEC-01`, `E-SEC-02`; `E-PKG-02`,
+            `E-PKG-04` or `E-PKG-07` for a package that has changed; `E-CFG-20` if both or neither of `path` and
+            `architecture` are given.
     """
     if (path is None) == (architecture is None):
         raise NexusError(

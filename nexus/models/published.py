@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ def published_config(path: str | None) -> dict[str, Any] | None:
         path: setting `base_model.path`.
 
     Returns:
-        Its keys about shape and attention; None for every other path, also for a folder of that name.
+        Its keys about shape and attention, the caller's own; None for every other path, also for a folder of that name.
     """
-    return None if path is None or Path(path).is_dir() else _table().get(path)
+    return None if path is None or Path(path).is_dir() else deepcopy(_table().get(path))
 
 
 def published_facts(path: str) -> ModelFacts:

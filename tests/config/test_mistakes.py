@@ -49,6 +49,8 @@ MISTAKES: list[tuple[list[str], str, int, list[str]]] = [
     (["tools"], "E-CFG-05", 64, ["+capability=tools"]),
     (["--capability", "tools"], "E-CFG-05", 64, ["capability=VALUE"]),
     ([TOOLS, "data.train=[a,b"], "E-CFG-05", 64, ["data.train=[a,b]"]),
+    ([TOOLS, "hydra.sweep.dir=elsewhere"], "E-CFG-05", 64, ["hydra.sweep.dir", "paths.output_dir=DIR"]),
+    ([TOOLS, "hydra.run.dir=elsewhere"], "E-CFG-05", 64, ["hydra.run.dir", "run_dir=DIR"]),
     # values
     ([TOOLS, "method.lr=abc"], "E-CFG-02", 64, ["method.lr", "a number above 0"]),
     ([TOOLS, "method.lr=0"], "E-CFG-02", 64, ["out of range"]),

@@ -135,6 +135,28 @@ def test_contract_at_load_refuses_recurrent_state_sinks_and_own_attention():
         assert re.search(reason, support.reason), support.reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "extra", "reason"),
+    [
+        ("phimoe", {"sliding_window": 70}, "windows of 70 tokens that only its mask knows"),
+        ("mistral", {"sliding_window": 70}, ""),
+        ("qwen2_moe", {"moe_intermediate_size": 16, "num_experts": 4}, ""),  # a mask with a window that no layer reads
+    ],
+)
+def test_a_window_that_only_the_mask_knows_is_refused_whatever_its_size(kind, extra, reason):
+    model = load_model(
+        path=None,
+        architecture={**small.SIZES, "model_type": kind, **extra},
+        revision=None,
+        trust_remote_code=False,
+        seed=1,
+        dtype="fp32",
+    )
+    support = packing_support(model)
+    assert support.supported == (not reason), support
+    assert reason in support.reason
+
+
 def test_a_model_that_drops_the_plan_is_caught():
     model = build("qwen3")
     batch = pack(rows())

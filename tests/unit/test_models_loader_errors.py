@@ -249,6 +249,24 @@ def test_seed_decides_random_weights_and_leaves_the_global_generator_alone():
     assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
 
 
+def test_weights_that_make_no_numbers_are_not_taken_for_an_unknown_kind_of_model(tmp_path):
+    model = fresh()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+        model.get_output_embeddings().weight.fill_(3.0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NexusError, match="not finite") as caught:
+        load_model(path=str(tmp_path), architecture=None, revision=None, trust_remote_code=False, seed=0, dtype="fp32")
+    assert caught.value.code == "E-NUM-05"
+
+
+def test_a_model_without_a_body_of_its_own_is_refused():
+    architecture = {**small.SIZES, "model_type": "llama4_text", "intermediate_size_mlp": 32, "num_local_experts": 2}
+    with pytest.raises(NexusError, match="which part of it comes before its head") as caught:
+        load_model(path=None, architecture=architecture, revision=None, trust_remote_code=False, seed=0, dtype="fp32")
+    assert caught.value.code == "E-MOD-12"
+
+
 def test_saved_config_does_not_name_our_attention(tmp_path):
     fresh().save_pretrained(tmp_path)
     assert "segment" not in (tmp_path / "config.json").read_text()

@@ -54,6 +54,15 @@ def as_loaded(config: dict[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
+def test_a_changed_copy_changes_no_other() -> None:
+    config = published_config("Qwen/Qwen2.5-0.5B-Instruct")
+    assert config is not None
+    config["num_hidden_layers"] = 1
+    again = published_config("Qwen/Qwen2.5-0.5B-Instruct")
+    assert again is not None
+    assert again["num_hidden_layers"] == 24
+
+
 @every_model
 def test_totals_and_tensors(name: str, repository: str, total: int) -> None:
     facts = published_facts(repository)
