@@ -351,7 +351,7 @@ def packing_support(model: Any) -> PackingSupport:
         base.train(was_training)
     if plan.used != layers:
         return PackingSupport(False, f"{plan.used} of {layers} layers of {type(base).__name__} follow the plan")
-    # some make a mask with a window for layers that they might have had
+    # Qwen2-MoE asks for a mask with a window even if all layers attend to everything
     others = set(getattr(config, "layer_types", None) or ["unknown"]) - {"full_attention"}
     if others and not wanted <= plan.windows:
         sizes = ", ".join(map(str, sorted(wanted - plan.windows)))

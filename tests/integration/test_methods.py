@@ -15,8 +15,8 @@ pytestmark = pytest.mark.integration
 
 METHODS = ("sft", "cpt", "lora", "qlora", "dora")
 CAPABILITIES = ("tools", "cot")
-#: Runs of the plain test suite: the two whose packages are made in ways of their own.
-QUICK = (("qlora", "tools"), ("dora", "cot"))
+#: Run of the plain test suite: the one whose package is made in the most steps; all others run with -F.
+QUICK = (("qlora", "tools"),)
 GRID = [
     pytest.param(method, capability, marks=() if (method, capability) in QUICK else pytest.mark.slow)
     for method in METHODS

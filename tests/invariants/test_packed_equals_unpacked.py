@@ -115,6 +115,18 @@ def test_contract_at_load_accepts_these(name):
     assert packing_support(build(name)).supported
 
 
+def support_of(kind, extra):
+    model = load_model(
+        path=None,
+        architecture={**small.SIZES, "model_type": kind, **extra},
+        revision=None,
+        trust_remote_code=False,
+        seed=1,
+        dtype="fp32",
+    )
+    return packing_support(model)
+
+
 def test_contract_at_load_refuses_recurrent_state_sinks_and_own_attention():
     cases = {
         "lfm2": ({"conv_L_cache": 3, "full_attn_idxs": [1], "block_ff_dim": 48}, "follow the plan|influence"),
@@ -122,15 +134,7 @@ def test_contract_at_load_refuses_recurrent_state_sinks_and_own_attention():
         "gpt_oss": ({"num_local_experts": 2, "num_experts_per_tok": 1}, "attention is eager"),
     }
     for kind, (extra, reason) in cases.items():
-        model = load_model(
-            path=None,
-            architecture={**small.SIZES, "model_type": kind, **extra},
-            revision=None,
-            trust_remote_code=False,
-            seed=1,
-            dtype="fp32",
-        )
-        support = packing_support(model)
+        support = support_of(kind, extra)
         assert not support.supported, kind
         assert re.search(reason, support.reason), support.reason
 
@@ -144,15 +148,7 @@ def test_contract_at_load_refuses_recurrent_state_sinks_and_own_attention():
     ],
 )
 def test_a_window_that_only_the_mask_knows_is_refused_whatever_its_size(kind, extra, reason):
-    model = load_model(
-        path=None,
-        architecture={**small.SIZES, "model_type": kind, **extra},
-        revision=None,
-        trust_remote_code=False,
-        seed=1,
-        dtype="fp32",
-    )
-    support = packing_support(model)
+    support = support_of(kind, extra)
     assert support.supported == (not reason), support
     assert reason in support.reason
 
