@@ -67,8 +67,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = chosen
-    # the longest files first, or one worker would be left alone with them at the end
-    items.sort(key=lambda item: "integration" not in item.path.parts)
     for item in items:
         reason = _reason_to_skip(config, item)
         if reason:
