@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 METHODS = ("sft", "cpt", "lora", "qlora", "dora")
 CAPABILITIES = ("tools", "cot")
-#: Run of the plain test suite: the one whose package is made in the most steps; all others run with -F.
+#: Run of the plain test suite, whose package is merged out of 4 bits; all others run with -F.
 QUICK = (("qlora", "tools"),)
 GRID = [
     pytest.param(method, capability, marks=() if (method, capability) in QUICK else pytest.mark.slow)
